@@ -1,0 +1,36 @@
+# ipe-build: the two commands are `make demo` and `make test`; both install what is missing.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+
+VENV ?= .venv
+PYTHON ?= python3
+JOBS ?= $(shell nproc)
+PYTEST_ARGS ?=
+
+.PHONY: demo test lint deps bench clean
+demo: deps $(VENV)/.installed
+	mkdir -p build
+	$(VENV)/bin/ipe-build build -c conf/demo.toml -o build/demo
+
+test: deps $(VENV)/.installed
+	$(VENV)/bin/python -m pytest -n $(JOBS) $(PYTEST_ARGS)
+
+lint: $(VENV)/.installed
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+
+bench: deps $(VENV)/.installed
+	$(VENV)/bin/python benchmarks/hashing.py
+
+# Installs the Debian packages of conf/debian-packages.txt that are missing (as root, or with sudo).
+deps:
+	@conf/install-debian-packages
+
+$(VENV)/.installed: pyproject.toml $(wildcard setup.py ipe_build/integrity/*.c)
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	touch $@
+
+clean:
+	rm -rf build $(VENV)

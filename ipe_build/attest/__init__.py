@@ -1,0 +1,1 @@
+"""Measurements and statements for a remote verifier."""

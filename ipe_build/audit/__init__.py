@@ -1,0 +1,1 @@
+"""Would this image boot, would it enforce, and why: nothing is run."""

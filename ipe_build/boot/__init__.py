@@ -1,0 +1,1 @@
+"""Boots images in QEMU and probes what runs and what is denied."""

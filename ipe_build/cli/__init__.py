@@ -1,0 +1,139 @@
+"""The command line: one row a verb, one file a verb. Prints and exits live here alone."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from types import FrameType
+from typing import NamedTuple, NoReturn
+
+from ipe_build import __version__
+from ipe_build.errors import ExitStatus, InterruptedRunError, IpeBuildError, OutputError, UsageError
+from ipe_build.host import Host, Progress
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a verb gives back: the one JSON value for --json, the text for people, the exit status."""
+
+    value: object
+    text: str
+    status: ExitStatus = ExitStatus.OK
+
+
+class Verb(NamedTuple):
+    """A row: the word, the module that has `configure(parser)` and `run(arguments, host) -> Outcome`, one line of help."""
+
+    name: str
+    module: str
+    help: str
+
+
+VERBS: tuple[Verb, ...] = (
+    Verb("build", "build", "the whole flow: root filesystem in, booted and proven image out"),
+    Verb("config", "config", "check a configuration, or print its schema"),
+    Verb("keys", "keys", "make, show and check keys and certificates"),
+    Verb("verity", "verity", "dm-verity hash trees: format, verify, dump, table"),
+    Verb("fsverity", "fsverity", "fs-verity digests, signatures and manifests"),
+    Verb("sign", "sign", "sign what the device checks: policies, root hashes, fs-verity digests"),
+    Verb("policy", "policy", "IPE policies: check, evaluate, render, diff, learn"),
+    Verb("kernel", "kernel", "kernel configuration, build and inspection"),
+    Verb("modules", "modules", "sign and verify kernel modules"),
+    Verb("image", "image", "make the parts of an image: filesystem, initramfs, disk"),
+    Verb("audit", "audit", "would this image boot and enforce: nothing is run"),
+    Verb("boot", "boot", "boot an image in QEMU and probe what runs and what is denied"),
+)
+
+
+class _Parser(argparse.ArgumentParser):
+    """An argparse parser whose mistakes become our UsageError (one clear error, exit status 2)."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(message, where=self.prog, hint=f"see {self.prog} --help")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Returns the exit status of one run of the command line."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    as_json = "--json" in words
+    _stop_on_signals()
+    try:
+        return _run(words)
+    except IpeBuildError as error:
+        return _report(error, as_json)
+    except KeyboardInterrupt:
+        return _report(InterruptedRunError("interrupted; outputs that existed before are unchanged"), as_json)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return ExitStatus.OK
+    except OSError as error:
+        return _report(_from_os(error), as_json)
+
+
+def _run(words: list[str]) -> int:
+    """Parses the words, runs the verb and prints its outcome."""
+    known = {verb.name: verb for verb in VERBS}
+    chosen = next((word for word in words if not word.startswith("-")), None)
+    parser = _Parser(prog="ipe-build", description="Make and prove images whose kernel runs only authorised code (IPE).")
+    parser.add_argument("--version", action="version", version=f"ipe-build {__version__}")
+    verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True, parser_class=_Parser)
+    for verb in VERBS:
+        sub = verbs.add_parser(verb.name, help=verb.help, description=f"{verb.help[0].upper()}{verb.help[1:]}.")
+        if verb.name == chosen:
+            importlib.import_module(f"ipe_build.cli.{verb.module}").configure(sub)
+            _common_options(sub)
+    arguments = parser.parse_args(words)
+    host = Host(progress=Progress(quiet=arguments.quiet, verbose=arguments.verbose))
+    outcome: Outcome = importlib.import_module(f"ipe_build.cli.{known[arguments.verb].module}").run(arguments, host)
+    if arguments.json:
+        print(json.dumps(outcome.value, indent=2, ensure_ascii=False))
+    elif outcome.text:
+        print(outcome.text)
+    sys.stdout.flush()
+    return outcome.status
+
+
+def _common_options(parser: argparse.ArgumentParser) -> None:
+    """Adds --json, --quiet and --verbose to a verb's parser and to each of its sub-verbs."""
+    children = [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
+    if children:
+        for child in {id(sub): sub for action in children for sub in action.choices.values()}.values():
+            _common_options(child)
+        return
+    parser.add_argument("--json", action="store_true", help="print one JSON value on stdout; messages go to stderr")
+    parser.add_argument("--quiet", action="store_true", help="no progress, only warnings and errors")
+    parser.add_argument("--verbose", action="store_true", help="also print every command that is run")
+
+
+def _report(error: IpeBuildError, as_json: bool) -> int:
+    """Prints an error to stderr (and, for --json, as the one JSON value) and returns its exit status."""
+    print(f"error: {error}", file=sys.stderr)
+    if as_json:
+        value = {"error": {"where": error.where, "message": error.message, "hint": error.hint, "status": int(error.status)}}
+        print(json.dumps(value, indent=2, ensure_ascii=False))
+    return error.status
+
+
+def _from_os(error: OSError) -> IpeBuildError:
+    """Returns our error for an operating system error that no room explained."""
+    import errno
+
+    where = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else ""
+    kind = OutputError if error.errno in (errno.ENOSPC, errno.EDQUOT) else IpeBuildError
+    return kind(error.strerror or str(error), where=where)
+
+
+def _stop_on_signals() -> None:
+    """Lets SIGTERM and SIGHUP end a run the way Ctrl-C does, so that temporary outputs are removed."""
+
+    def stop(_number: int, _frame: FrameType | None) -> NoReturn:
+        raise KeyboardInterrupt
+
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, stop)

@@ -1,0 +1,1 @@
+"""One TOML schema, loaded into frozen dataclasses; unknown keys are errors."""

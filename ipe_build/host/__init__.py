@@ -1,0 +1,127 @@
+"""The one gate to the machine the build runs on: programs, outputs, cache, scratch space, progress, environment.
+
+A `Host` is handed down as an argument; the rooms import this package for its types only.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ipe_build.host.cache import Cache
+from ipe_build.host.output import output_directory, output_file
+from ipe_build.host.progress import Progress
+from ipe_build.host.run import Completed, run_tool
+from ipe_build.host.tools import find_tool
+
+__all__ = ["Cache", "Completed", "Host", "Progress"]
+
+
+@dataclass(frozen=True, slots=True)
+class Host:
+    """The machine, as the rooms see it. Tests make one with another environment (say an empty PATH) or cache."""
+
+    env: Mapping[str, str] = field(default_factory=lambda: dict(os.environ))
+    progress: Progress = field(default_factory=Progress)
+
+    @property
+    def cache(self) -> Cache:
+        """Returns the user's cache folder (`$IPE_BUILD_CACHE`, else `$XDG_CACHE_HOME/ipe-build`, else `~/.cache/ipe-build`)."""
+        return Cache.of_environment(self.env)
+
+    @property
+    def source_date_epoch(self) -> int:
+        """Returns SOURCE_DATE_EPOCH in seconds, or 0 where it is unset: time is an input, never the clock.
+
+        Raises: InputError when it is set to something else than a non-negative integer.
+        """
+        from ipe_build.errors import InputError
+
+        text = self.env.get("SOURCE_DATE_EPOCH", "0") or "0"
+        if not (text.isascii() and text.isdigit()):
+            raise InputError(
+                f"wanted a non-negative number of seconds, got {text!r}",
+                where="environment: SOURCE_DATE_EPOCH",
+                hint="set it to a Unix time, for instance the last commit's: git log -1 --format=%ct",
+            )
+        return int(text)
+
+    @property
+    def jobs(self) -> int:
+        """Returns how many processes may work at once: the processors this process may run on."""
+        return len(os.sched_getaffinity(0))
+
+    def tool(self, name: str) -> Path:
+        """Returns the absolute path of a program. Raises: ToolMissingError naming the Debian package that has it."""
+        return find_tool(name, self.env)
+
+    def has_tool(self, name: str) -> bool:
+        """Returns whether a program is installed."""
+        from ipe_build.errors import ToolMissingError
+
+        try:
+            find_tool(name, self.env)
+        except ToolMissingError:
+            return False
+        return True
+
+    def run(
+        self,
+        argv: Sequence[str | Path],
+        *,
+        cwd: Path | None = None,
+        stdin: bytes | None = None,
+        env: Mapping[str, str] | None = None,
+        log: Path | None = None,
+        timeout_s: float | None = None,
+        ok: Sequence[int] = (0,),
+    ) -> Completed:
+        """Returns what the program `argv[0]` (found by `tool`) printed; see `host.run.run_tool`.
+
+        Raises: ToolMissingError, ToolFailedError (exit status not in `ok`, or the time ran out).
+        """
+        program = self.tool(str(argv[0]))
+        return run_tool(
+            [program, *argv[1:]],
+            base_env=self.env,
+            extra_env=env or {},
+            cwd=cwd,
+            stdin=stdin,
+            log=log,
+            timeout_s=timeout_s,
+            ok=ok,
+            progress=self.progress,
+        )
+
+    @contextmanager
+    def output(self, path: Path, *, force: bool = False) -> Iterator[Path]:
+        """Yields a temporary file name beside `path`; renamed to `path` when the block ends well, removed otherwise.
+
+        Raises: OutputError when `path` exists and `force` is false, the folder is missing, or the disk is full.
+        """
+        with output_file(path, force=force) as temporary:
+            yield temporary
+
+    @contextmanager
+    def output_directory(self, path: Path, *, marker: str) -> Iterator[Path]:
+        """Yields an empty temporary folder beside `path`; exchanged for `path` in one step when the block ends well.
+
+        An existing folder is replaced only if it holds the file `marker` (so it is an earlier output of ours) or is empty.
+        Raises: OutputError otherwise.
+        """
+        with output_directory(path, marker=marker) as temporary:
+            yield temporary
+
+    @contextmanager
+    def scratch(self, prefix: str = "ipe-build-") -> Iterator[Path]:
+        """Yields an empty private folder (mode 0700) in TMPDIR, removed at the end whatever happens."""
+        folder = Path(tempfile.mkdtemp(prefix=prefix, dir=self.env.get("TMPDIR") or None))
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,119 @@
+"""Outputs that are whole or not there: written beside their place, flushed, then renamed."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from ipe_build.errors import OutputError
+
+_AT_FDCWD = -100
+_RENAME_EXCHANGE = 2
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+@contextmanager
+def output_file(path: Path, *, force: bool) -> Iterator[Path]:
+    """Yields a name beside `path` to write to; see `Host.output`."""
+    if path.is_dir():
+        raise OutputError("wanted a file to write, this is a folder", where=str(path))
+    if path.exists() and not path.is_file():
+        raise OutputError("is a device or another special file, not replaced", where=str(path), hint="write to a file, then copy it")
+    if path.exists() and not force:
+        raise OutputError("exists already and is left as it is", where=str(path), hint="remove it, name another output, or say --force")
+    temporary = _beside(path)
+    try:
+        with _explained(path):
+            yield temporary
+            _flush(temporary)
+            os.replace(temporary, path)
+            _flush(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def output_directory(path: Path, *, marker: str) -> Iterator[Path]:
+    """Yields a new folder beside `path` to fill; see `Host.output_directory`."""
+    replaces = path.exists()
+    if replaces and not path.is_dir():
+        raise OutputError("wanted a folder, this is a file", where=str(path), hint="name another output folder")
+    if replaces and any(path.iterdir()) and not (path / marker).is_file():
+        raise OutputError(
+            f"is not empty and holds no {marker}, so it is not an earlier output of ours; left as it is",
+            where=str(path),
+            hint="name an empty or a new folder",
+        )
+    temporary = _beside(path)
+    try:
+        with _explained(path):
+            temporary.mkdir(mode=0o755)
+            yield temporary
+            for folder, _, names in os.walk(temporary):
+                for name in names:
+                    _flush(Path(folder, name))
+            if replaces:
+                _exchange(temporary, path)
+            else:
+                os.rename(temporary, path)
+            _flush(path.parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _beside(path: Path) -> Path:
+    """Returns a fresh hidden name in `path`'s folder, so that the rename stays within one filesystem."""
+    if not path.parent.is_dir():
+        raise OutputError(f"the folder {path.parent} does not exist", where=str(path), hint=f"mkdir -p {path.parent}")
+    return path.parent / f".{path.name}.{secrets.token_hex(4)}.tmp"
+
+
+@contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    """Turns the operating system's refusals to write into an OutputError that names `path`."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _NO_SPACE:
+            raise OutputError(
+                "no space left to write it; what was there before is unchanged", where=str(path), hint=f"free space on {path.parent}"
+            ) from error
+        if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM) and _is_ours(error, path):
+            raise OutputError(f"cannot be written: {error.strerror}", where=str(path)) from error
+        raise
+
+
+def _is_ours(error: OSError, path: Path) -> bool:
+    """Returns whether the failed operation was on the output (and not on some input that the block reads)."""
+    return error.filename is not None and Path(os.fsdecode(error.filename)).is_relative_to(path.parent)
+
+
+def _flush(path: Path) -> None:
+    """Forces a file or folder to the disk; symbolic links and special files have nothing to flush."""
+    if path.is_symlink() or not (path.is_file() or path.is_dir()):
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _exchange(new: Path, old: Path) -> None:
+    """Swaps two folders in one step (renameat2 RENAME_EXCHANGE); where the filesystem cannot, in two."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.renameat2(_AT_FDCWD, os.fsencode(new), _AT_FDCWD, os.fsencode(old), _RENAME_EXCHANGE) == 0:
+        return
+    code = ctypes.get_errno()
+    if code not in (errno.EINVAL, errno.ENOSYS):
+        raise OSError(code, os.strerror(code), str(old))
+    aside = _beside(old)
+    os.rename(old, aside)
+    os.rename(new, old)
+    os.rename(aside, new)

@@ -1,0 +1,1 @@
+"""Root filesystems, filesystem images, initramfs, disk images."""

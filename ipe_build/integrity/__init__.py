@@ -1,0 +1,1 @@
+"""Hash trees: dm-verity over images, fs-verity over files."""

@@ -1,0 +1,1 @@
+"""The kernel's trust, configuration, build, modules and facts."""

@@ -1,0 +1,1 @@
+"""The IPE policy language: model, parser, lint, evaluation, rendering, versions, learning."""

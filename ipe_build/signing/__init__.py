@@ -1,0 +1,1 @@
+"""Signers, key backends, signature profiles, certificates, verification."""

@@ -1,0 +1,1 @@
+"""Key stores: one file a backend, chosen by the scheme of the key URI."""

@@ -1,0 +1,43 @@
+"""Fixtures that all tests share; those of one room live in tests/fixtures/ROOM.py."""
+
+from __future__ import annotations
+
+import io
+import os
+from pathlib import Path
+
+import pytest
+
+from ipe_build.errors import ToolMissingError
+from ipe_build.host import Host, Progress
+
+_FIXTURES = Path(__file__).parent / "fixtures"
+pytest_plugins = [f"tests.fixtures.{file.stem}" for file in sorted(_FIXTURES.glob("[a-z]*.py"))]
+
+
+@pytest.fixture(scope="session")
+def host() -> Host:
+    """The machine, with progress written to memory. The cache is the user's, so a kernel is built once."""
+    return Host(env={**os.environ, "SOURCE_DATE_EPOCH": "1700000000"}, progress=Progress(io.StringIO()))
+
+
+@pytest.fixture(scope="session")
+def need(host: Host):
+    """`need("veritysetup")`: skips on a laptop, fails in CI, when a program is missing. Returns its path."""
+
+    def needed(program: str) -> Path:
+        try:
+            return host.tool(program)
+        except ToolMissingError as error:
+            if os.environ.get("CI"):
+                pytest.fail(str(error))
+            pytest.skip(str(error))
+
+    return needed
+
+
+@pytest.fixture(scope="session")
+def shared_tmp(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that all xdist workers of this run share (guard what you make there with host.cache-like locks)."""
+    base = tmp_path_factory.getbasetemp()
+    return base.parent if os.environ.get("PYTEST_XDIST_WORKER") else base
