@@ -1,0 +1,257 @@
+"""Every key of ipe-build.toml: its type, its default and one sentence of help. `ipe-build config --schema` prints this."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+
+from ipe_build.config.loader import Check, section, setting
+
+
+class Profile(StrEnum):
+    """How strict the build is about its own inputs."""
+
+    DEVELOPMENT = "development"
+    PRODUCTION = "production"
+
+
+class Filesystem(StrEnum):
+    """The filesystem of the verity root."""
+
+    EROFS = "erofs"
+    SQUASHFS = "squashfs"
+    EXT4 = "ext4"
+
+
+class Compression(StrEnum):
+    """How modules or the initramfs are compressed."""
+
+    NONE = "none"
+    GZIP = "gzip"
+    XZ = "xz"
+    ZSTD = "zstd"
+
+
+class OnFailure(StrEnum):
+    """What the initramfs does when a step fails; it never goes on to an unverified root."""
+
+    PANIC = "panic"
+    RECOVERY = "recovery"
+
+
+class OnCorruption(StrEnum):
+    """What the kernel does when a block of the verity root does not match its hash."""
+
+    EIO = "eio"
+    RESTART = "restart"
+    PANIC = "panic"
+
+
+def _between(low: int, high: int) -> Check:
+    return lambda value: None if low <= value <= high else f"wanted {low} to {high}"
+
+
+def _matches(pattern: str, wanted: str) -> Check:
+    return lambda value: None if re.fullmatch(pattern, value) else f"wanted {wanted}"
+
+
+def _absolute(value: str) -> str | None:
+    return None if value.startswith("/") and ".." not in value.split("/") else "wanted an absolute path on the device without .."
+
+
+_UUID = _matches(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}", "a UUID")
+_VERSION = _matches(r"\d{1,5}\.\d{1,5}\.\d{1,5}", "three numbers A.B.C, each at most 65535")
+
+
+@dataclass(frozen=True, slots=True)
+class BuildSection:
+    """`[build]`: see the keys."""
+
+    name: str = setting(
+        "Name of the image: its files are called NAME.raw and so on.", check=_matches(r"[A-Za-z0-9][A-Za-z0-9._-]*", "a file name")
+    )
+    profile: Profile = setting("`production` refuses test keys and other conveniences of development.", Profile.DEVELOPMENT)
+    architecture: str = setting("The device's architecture.", "x86-64", check=_matches("x86-64", "x86-64 (the only one so far)"))
+
+
+@dataclass(frozen=True, slots=True)
+class KeySection:
+    """A key and its certificate."""
+
+    key: str = setting("URI of the private key: `file:key.pem`. Relative files count from this file's folder.")
+    certificate: Path = setting("The certificate, PEM or DER.")
+
+
+@dataclass(frozen=True, slots=True)
+class KeysSection:
+    """`[keys]`: see the keys."""
+
+    policy: KeySection | None = setting("Signs the device policy. Without it, test keys are made.", None)
+    verity: KeySection | None = setting("Signs the root hash. Without it, test keys are made.", None)
+    module: KeySection | None = setting("Signs the modules. Without it, test keys are made.", None)
+    trusted: tuple[Path, ...] = setting("More certificates (PEM) that the kernel trusts, for instance the next signing keys.", ())
+
+
+@dataclass(frozen=True, slots=True)
+class KernelSection:
+    """`[kernel]`: see the keys."""
+
+    source: Path | None = setting("Kernel source: a tree or a tarball (.tar, .tar.xz, .tar.gz, .tar.bz2).", None)
+    base: str = setting("Base configuration: `tinyconfig`, `defconfig`, another make target, or `file:PATH`.", "tinyconfig")
+    board: str = setting("Which device the kernel is for: adds the symbols that it needs to boot there.", "qemu-x86_64")
+    features: tuple[str, ...] = setting(
+        "More needs of the fragment table: see `ipe-build kernel fragment --list`.", ("hardening", "probes")
+    )
+    fragments: tuple[Path, ...] = setting("Configuration fragments of your own, merged after the base and before ours.", ())
+    image: Path | None = setting("A kernel that is built already (bzImage), instead of `source`.", None)
+    config: Path | None = setting("The resolved .config of `image`.", None)
+    modules: Path | None = setting("The folder with the modules of `image`.", None)
+    command_line: str = setting(
+        "Kernel command line of the image, without the root hash, which is added.", "console=ttyS0 panic=-1 loglevel=7"
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class ModulesSection:
+    """`[modules]`: see the keys."""
+
+    compression: Compression = setting("How the signed modules are compressed in the root filesystem.", Compression.NONE)
+    digest: str = setting("Digest of the module signatures.", "sha256", check=_matches("sha256|sha384|sha512", "sha256, sha384 or sha512"))
+
+
+@dataclass(frozen=True, slots=True)
+class OwnerSection:
+    """An entry of `[[rootfs.owner]]`."""
+
+    path: str = setting("Absolute path on the device.", check=_absolute)
+    uid: int = setting("Numeric owner.", 0, check=_between(0, 2**32 - 2))
+    gid: int = setting("Numeric group.", 0, check=_between(0, 2**32 - 2))
+    mode: str | None = setting(
+        "Permissions in octal, for instance `0750`; the source's when left out.", None, check=_matches("[0-7]{3,4}", "3 or 4 octal digits")
+    )
+    recursive: bool = setting("Owner and group also count for everything below.", False)
+
+
+@dataclass(frozen=True, slots=True)
+class FileSection:
+    """An entry of `[[rootfs.file]]`."""
+
+    path: str = setting("Absolute path on the device.", check=_absolute)
+    source: Path = setting("The file on this machine.")
+    mode: str = setting("Permissions in octal.", "0644", check=_matches("[0-7]{3,4}", "3 or 4 octal digits"))
+    uid: int = setting("Numeric owner.", 0, check=_between(0, 2**32 - 2))
+    gid: int = setting("Numeric group.", 0, check=_between(0, 2**32 - 2))
+
+
+@dataclass(frozen=True, slots=True)
+class RootfsSection:
+    """`[rootfs]`: see the keys."""
+
+    source: Path = setting("The root filesystem: a folder, a tar, or a finished image of type `filesystem`.")
+    filesystem: Filesystem = setting("Filesystem to make.", Filesystem.EROFS)
+    compression: str | None = setting(
+        "Compression of the filesystem (EROFS: lz4, lz4hc; SquashFS: gzip, xz, zstd, lz4); none when left out.", None
+    )
+    uuid: str | None = setting("Filesystem UUID; derived from [build] name and SOURCE_DATE_EPOCH when left out.", None, check=_UUID)
+    owner: tuple[OwnerSection, ...] = setting("Owners and modes that differ from root:root and the source's mode.", ())
+    file: tuple[FileSection, ...] = setting("Files to add.", ())
+    modules: str | None = setting(
+        "Where the modules go; nowhere when empty.", "/usr/lib/modules", check=lambda v: None if not v else _absolute(v)
+    )
+    policies: str = setting("Where the signed policies go; systemd 257 and later loads them from here.", "/etc/ipe", check=_absolute)
+
+
+@dataclass(frozen=True, slots=True)
+class VeritySection:
+    """`[verity]`: see the keys."""
+
+    hash: str = setting("Hash algorithm, as the kernel and veritysetup name it.", "sha256")
+    salt: str | None = setting(
+        "Salt in hex (up to 256 bytes), or `-` for none; derived from [build] name and SOURCE_DATE_EPOCH when left out.",
+        None,
+        check=_matches("-|([0-9a-fA-F]{2}){1,256}", "hex digits or -"),
+    )
+    uuid: str | None = setting("Superblock UUID; derived like the salt when left out.", None, check=_UUID)
+    data_block_size: int = setting("Bytes per data block.", 4096)
+    hash_block_size: int = setting("Bytes per hash block.", 4096)
+
+
+@dataclass(frozen=True, slots=True)
+class PolicySection:
+    """`[policy.boot]` and `[policy.device]`: see the keys."""
+
+    template: str = setting("A named template (see `ipe-build policy render --list`) or `file:PATH` of a jinja2 template.")
+    name: str = setting("policy_name.", check=_matches(r"[^\s/]{1,255}", "up to 255 characters without / and spaces"))
+    version: str = setting("policy_version. An update needs a higher one.", "0.0.1", check=_VERSION)
+    variables: dict[str, str] = section("More variables for the template.", dict)
+
+
+@dataclass(frozen=True, slots=True)
+class PoliciesSection:
+    """`[policy]`: see the keys."""
+
+    boot: PolicySection = section(
+        "The policy that is compiled into the kernel and in force until the device policy is activated.",
+        lambda: PolicySection(template="allow-initramfs", name="ipe-boot"),
+    )
+    device: PolicySection = section(
+        "The signed policy that the initramfs loads from the verity root and activates.",
+        lambda: PolicySection(template="signed-verity", name="ipe-policy"),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class InitramfsSection:
+    """`[initramfs]`: see the keys."""
+
+    init: str = setting("The first program of the verity root.", "/sbin/init", check=_absolute)
+    init_override: bool = setting("Whether init= on the command line may name another one (IPE judges it all the same).", True)
+    compression: Compression = setting("Compression of the initramfs; the kernel must be able to unpack it.", Compression.GZIP)
+    on_failure: OnFailure = setting("What happens when a step fails.", OnFailure.PANIC)
+    recovery: Path | None = setting("With on_failure = recovery: the static program (put into the initramfs) that is run instead.", None)
+    on_corruption: OnCorruption = setting("What the kernel does on a corrupted block.", OnCorruption.EIO)
+    drop_capabilities: tuple[str, ...] = setting(
+        "Capabilities that no process of the device gets; CAP_MAC_ADMIN makes policies and enforcement unchangeable until reboot.", ()
+    )
+    root_hash: str = setting(
+        "`embedded`: the initramfs accepts this image's root hash alone; `command-line`: roothash= names it, the signature decides.",
+        "embedded",
+        check=_matches("embedded|command-line", "embedded or command-line"),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class DiskSection:
+    """`[disk]`: see the keys."""
+
+    uuid: str | None = setting("GPT disk UUID; derived from [build] name and SOURCE_DATE_EPOCH when left out.", None, check=_UUID)
+    esp_mib: int = setting("Size of the EFI system partition in MiB; it grows if its files need more.", 64, check=_between(1, 65536))
+    boot_loader: bool = setting("Whether systemd-boot is put into the EFI system partition, so that UEFI firmware boots the disk.", True)
+
+
+@dataclass(frozen=True, slots=True)
+class BootSection:
+    """`[boot]`: see the keys."""
+
+    probes: bool = setting("Puts the probe program and its fixtures into the root and proves enforcement in QEMU after the build.", True)
+    destructive: bool = setting("Also boots copies of the image with flipped bits and foreign signatures.", True)
+    memory_mib: int = setting("Memory of the virtual machine.", 512, check=_between(64, 1 << 20))
+    timeout_s: int = setting("Seconds after which one boot counts as hung.", 120, check=_between(5, 86400))
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """A whole ipe-build.toml."""
+
+    build: BuildSection = setting("What is built.")
+    rootfs: RootfsSection = setting("The root filesystem.")
+    keys: KeysSection = section("Who signs, and whom the kernel trusts.", KeysSection)
+    kernel: KernelSection = section("The kernel.", KernelSection)
+    modules: ModulesSection = section("Kernel modules.", ModulesSection)
+    verity: VeritySection = section("The hash tree of the root filesystem.", VeritySection)
+    policy: PoliciesSection = section("The boot policy and the device policy.", PoliciesSection)
+    initramfs: InitramfsSection = section("The program between the kernel and the verity root.", InitramfsSection)
+    disk: DiskSection = section("The disk image.", DiskSection)
+    boot: BootSection = section("The proof.", BootSection)
