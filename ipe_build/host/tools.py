@@ -42,7 +42,6 @@ TOOLS: tuple[Tool, ...] = (
     Tool("mkfs.vfat", "dosfstools"),
     Tool("mksquashfs", "squashfs-tools"),
     Tool("openssl", "openssl"),
-    Tool("qemu-img", "qemu-utils"),
     Tool("qemu-system-x86_64", "qemu-system-x86"),
     Tool("sfdisk", "fdisk"),
     Tool("systemd-dissect", "systemd-container"),
