@@ -1,1 +1,1 @@
-"""The IPE policy language: model, parser, lint, evaluation, rendering, versions, learning."""
+"""The IPE policy language: parse, render, lint, evaluate, compare, learn."""
