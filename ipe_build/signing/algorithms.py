@@ -1,0 +1,163 @@
+"""THE table of signature algorithms: one row says how a key is made, recognised, named in CMS and checked, and who takes it.
+
+Sources: crypto/asymmetric_keys/pkcs7_parser.c (pkcs7_sig_note_pkey_algo), x509_cert_parser.c, crypto/ecdsa.c, crypto/mldsa.c.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
+from cryptography.hazmat.primitives.asymmetric.types import CertificateIssuerPrivateKeyTypes, PrivateKeyTypes, PublicKeyTypes
+
+from ipe_build.errors import SigningKeyError
+from ipe_build.formats.cms import AlgorithmIdentifier
+
+Hash = hashes.SHA256 | hashes.SHA384 | hashes.SHA512
+
+HASHES: dict[str, Hash] = {
+    "sha256": hashes.SHA256(),
+    "sha384": hashes.SHA384(),
+    "sha512": hashes.SHA512(),
+}
+"""The digests that we sign with, by kernel name. SHA-1 is refused everywhere."""
+
+KernelVersion = tuple[int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Algorithm:
+    """A row. `key_types` are the names that `keys create --key-type` takes, each with the function that makes such a key.
+
+    `identifiers`: the CMS signature algorithm for each digest that may be used. `first_kernel` is the first mainline release whose
+    PKCS#7 parser takes it, None when none does; `symbols` are the Kconfig symbols that the kernel then needs.
+    """
+
+    name: str
+    key_types: tuple[tuple[str, Callable[[], CertificateIssuerPrivateKeyTypes]], ...]
+    fits: Callable[[PublicKeyTypes], bool]
+    identifiers: tuple[tuple[str, AlgorithmIdentifier], ...]
+    sign: Callable[[PrivateKeyTypes, bytes, str], bytes]
+    verify: Callable[[PublicKeyTypes, bytes, bytes, str], None]
+    certificate_hash: Hash | None
+    first_kernel: KernelVersion | None
+    symbols: tuple[str, ...]
+    prehashed: bool = True
+
+    @property
+    def digests(self) -> tuple[str, ...]:
+        """Returns the digests that may go with this algorithm, the preferred one first."""
+        return tuple(name for name, _ in self.identifiers)
+
+    def identifier(self, digest_name: str) -> AlgorithmIdentifier:
+        """Returns the CMS signature algorithm with that digest. Raises: SigningKeyError when they do not go together."""
+        found = dict(self.identifiers).get(digest_name)
+        if found is None:
+            raise SigningKeyError(
+                f"digest {digest_name} does not go with a {self.name} key", hint=f"it goes with {', '.join(self.digests)}"
+            )
+        return found
+
+
+def _rsa_sign(key: PrivateKeyTypes, message: bytes, digest_name: str) -> bytes:
+    """Returns an RSASSA-PKCS1-v1_5 signature (deterministic)."""
+    assert isinstance(key, rsa.RSAPrivateKey)
+    return key.sign(message, padding.PKCS1v15(), HASHES[digest_name])
+
+
+def _rsa_verify(key: PublicKeyTypes, signature: bytes, message: bytes, digest_name: str) -> None:
+    assert isinstance(key, rsa.RSAPublicKey)
+    key.verify(signature, message, padding.PKCS1v15(), HASHES[digest_name])
+
+
+def _ecdsa_sign(key: PrivateKeyTypes, message: bytes, digest_name: str) -> bytes:
+    """Returns a DER ECDSA signature with the nonce of RFC 6979, so that the same inputs give the same bytes."""
+    assert isinstance(key, ec.EllipticCurvePrivateKey)
+    return key.sign(message, ec.ECDSA(HASHES[digest_name], deterministic_signing=True))
+
+
+def _ecdsa_verify(key: PublicKeyTypes, signature: bytes, message: bytes, digest_name: str) -> None:
+    assert isinstance(key, ec.EllipticCurvePublicKey)
+    key.verify(signature, message, ec.ECDSA(HASHES[digest_name]))
+
+
+def _is_curve(curve: type[ec.EllipticCurve]) -> Callable[[PublicKeyTypes], bool]:
+    return lambda key: isinstance(key, ec.EllipticCurvePublicKey) and isinstance(key.curve, curve)
+
+
+def _make_rsa(bits: int) -> Callable[[], CertificateIssuerPrivateKeyTypes]:
+    return lambda: rsa.generate_private_key(public_exponent=65537, key_size=bits)
+
+
+_RSA_ID = AlgorithmIdentifier("1.2.840.113549.1.1.1", null_parameters=True)
+_ECDSA_IDS = {
+    "sha256": AlgorithmIdentifier("1.2.840.10045.4.3.2", null_parameters=False),
+    "sha384": AlgorithmIdentifier("1.2.840.10045.4.3.3", null_parameters=False),
+    "sha512": AlgorithmIdentifier("1.2.840.10045.4.3.4", null_parameters=False),
+}
+
+ALGORITHMS: tuple[Algorithm, ...] = (
+    Algorithm(
+        name="rsa",
+        key_types=(("rsa3072", _make_rsa(3072)), ("rsa4096", _make_rsa(4096)), ("rsa2048", _make_rsa(2048))),
+        fits=lambda key: isinstance(key, rsa.RSAPublicKey),
+        identifiers=tuple((name, _RSA_ID) for name in HASHES),
+        sign=_rsa_sign,
+        verify=_rsa_verify,
+        certificate_hash=hashes.SHA256(),
+        first_kernel=(3, 7),
+        symbols=("CRYPTO_RSA",),
+    ),
+    Algorithm(
+        name="ecdsa-p256",
+        key_types=(("p256", lambda: ec.generate_private_key(ec.SECP256R1())),),
+        fits=_is_curve(ec.SECP256R1),
+        identifiers=tuple(_ECDSA_IDS.items()),
+        sign=_ecdsa_sign,
+        verify=_ecdsa_verify,
+        certificate_hash=hashes.SHA256(),
+        first_kernel=(5, 13),
+        symbols=("CRYPTO_ECDSA",),
+    ),
+    Algorithm(
+        name="ecdsa-p384",
+        key_types=(("p384", lambda: ec.generate_private_key(ec.SECP384R1())),),
+        fits=_is_curve(ec.SECP384R1),
+        identifiers=tuple((name, _ECDSA_IDS[name]) for name in ("sha384", "sha512", "sha256")),
+        sign=_ecdsa_sign,
+        verify=_ecdsa_verify,
+        certificate_hash=hashes.SHA384(),
+        first_kernel=(5, 13),
+        symbols=("CRYPTO_ECDSA",),
+    ),
+)
+
+
+def algorithm_of(key: PublicKeyTypes) -> Algorithm:
+    """Returns the row of a public key. Raises: SigningKeyError when no row fits (DSA, an unknown curve, …)."""
+    for row in ALGORITHMS:
+        if row.fits(key):
+            return row
+    curve = f" on {key.curve.name}" if isinstance(key, ec.EllipticCurvePublicKey) else ""
+    raise SigningKeyError(
+        f"a key of type {type(key).__name__.removesuffix('PublicKey').lstrip('_')}{curve} cannot sign what a kernel checks",
+        hint=f"use one of {', '.join(KEY_MAKERS)}",
+    )
+
+
+KEY_MAKERS: dict[str, Callable[[], CertificateIssuerPrivateKeyTypes]] = {name: make for row in ALGORITHMS for name, make in row.key_types}
+"""The key types that `keys create` can make, by name."""
+
+
+def is_signature(key: PublicKeyTypes, signature: bytes, message: bytes, digest_name: str) -> bool:
+    """Returns whether `signature` is the key's over `message`. Raises: SigningKeyError for a key or digest that no row knows."""
+    row = algorithm_of(key)
+    row.identifier(digest_name)
+    try:
+        row.verify(key, signature, message, digest_name)
+    except InvalidSignature:
+        return False
+    return True

@@ -1,0 +1,93 @@
+"""How a raw signature is wrapped for who checks it. An envelope seals a payload, and opens what was sealed for verification.
+
+CMS is the one that most of the kernel's checks take; another kind (IMA's header, say) is another class with these two methods.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from cryptography.hazmat.primitives.serialization import Encoding
+
+from ipe_build.errors import VerificationError
+from ipe_build.formats.cms import Layout, SignedData, SignerIdentity, SignerInfo, decode_signed_data, encode_signed_data, signer_identity
+from ipe_build.signing.algorithms import HASHES, algorithm_of
+from ipe_build.signing.signer import Signer
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """One opened signature, not checked yet: who is said to have signed which message with what."""
+
+    signer: SignerIdentity
+    message: bytes
+    digest_name: str
+    signature_oid: str
+    signature: bytes
+    certificates: tuple[bytes, ...] = ()
+
+
+class Envelope(Protocol):
+    """Seals and opens. Raises: FormatError for what is not its format, VerificationError for what cannot match the payload."""
+
+    def seal(self, payload: bytes, signer: Signer, digest_name: str) -> bytes:
+        """Returns the bytes that the checker takes."""
+        ...
+
+    def open(self, payload: bytes, signature: bytes) -> tuple[Claim, ...]:
+        """Returns the signatures that sealed bytes hold, each to be checked against certificates."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class CmsEnvelope:
+    """CMS SignedData without attributes, over the payload itself.
+
+    `attached`: the payload is inside; `certificates`: the signer's certificate is too. `attributes_allowed`: whether the kernel takes
+    a message with signed attributes there (a module's it refuses with EKEYREJECTED); we never make such, but check them.
+    """
+
+    layout: Layout
+    attached: bool
+    certificates: bool
+    attributes_allowed: bool = True
+
+    def seal(self, payload: bytes, signer: Signer, digest_name: str) -> bytes:
+        """Returns the DER message. Raises: SigningKeyError when the digest does not go with the key."""
+        identifier = algorithm_of(signer.certificate.public_key()).identifier(digest_name)
+        certificate = signer.certificate.public_bytes(Encoding.DER)
+        info = SignerInfo(signer_identity(certificate), digest_name, identifier, signer.sign(payload, digest_name))
+        message = SignedData(payload if self.attached else None, (certificate,) if self.certificates else (), (info,))
+        return encode_signed_data(message, self.layout)
+
+    def open(self, payload: bytes, signature: bytes) -> tuple[Claim, ...]:
+        """Returns one claim a SignerInfo. Raises: FormatError, VerificationError."""
+        message = decode_signed_data(signature)
+        if self.attached and message.content is None:
+            raise VerificationError("the signature is detached; the kernel wants the content inside", where="signature")
+        if not self.attached and message.content is not None:
+            raise VerificationError("the signature carries content of its own; the kernel wants it detached", where="signature")
+        if self.attached and message.content != payload:
+            raise VerificationError("the signature is over another content than this payload", where="signature")
+        return tuple(self._claim(info, payload, message.certificates) for info in message.signer_infos)
+
+    def _claim(self, info: SignerInfo, payload: bytes, certificates: tuple[bytes, ...]) -> Claim:
+        """Returns the claim of one SignerInfo; with signed attributes the signature is over those, and they bind the payload."""
+        if info.digest_name not in HASHES:
+            raise VerificationError(f"the digest {info.digest_name} is not one that we accept", where="signature")
+        message = payload
+        if info.signed_attributes:
+            if not self.attributes_allowed:
+                raise VerificationError("carries signed attributes, which the kernel refuses here (EKEYREJECTED)", where="signature")
+            if info.message_digest != _digest(payload, info.digest_name):
+                raise VerificationError("the signed messageDigest attribute is not the payload's digest", where="signature")
+            message = info.signed_attributes
+        return Claim(info.signer, message, info.digest_name, info.algorithm.oid, info.signature, certificates)
+
+
+def _digest(data: bytes, name: str) -> bytes:
+    """Returns the digest of the data."""
+    import hashlib
+
+    return hashlib.new(name, data).digest()

@@ -1,0 +1,133 @@
+"""THE table of what the device checks: one row a signed thing, with the exact payload and the exact envelope.
+
+Sources: security/ipe/policy.c (ipe_new_policy), drivers/md/dm-verity-verify-sig.c (verity_verify_root_hash),
+fs/verity/signature.c (fsverity_verify_signature), kernel/module/signing.c (mod_verify_sig), scripts/sign-file.c.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from ipe_build.errors import InputError
+from ipe_build.formats.cms import Layout
+from ipe_build.signing.algorithms import algorithm_of
+from ipe_build.signing.envelopes import CmsEnvelope, Envelope
+from ipe_build.signing.signer import Signer
+
+_HEX = frozenset(b"0123456789abcdef")
+_FSVERITY_DIGEST_SIZES = {1: 32, 2: 64}
+_DIGEST_SIZES = (20, 28, 32, 48, 64)
+
+
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """A row: what is signed, over which bytes, in which envelope, by which role's key, and which keyrings the kernel looks in.
+
+    `payload` says the exact bytes; `check` raises InputError for bytes that cannot be such a payload.
+    """
+
+    name: str
+    what: str
+    payload: str
+    role: str
+    suffix: str
+    envelope: Envelope
+    keyrings: tuple[str, ...]
+    check: Callable[[bytes], None]
+
+
+def root_hash_payload(root_hash: bytes) -> bytes:
+    """Returns the bytes that are signed for a dm-verity root hash: its lower-case hex text, without a newline."""
+    return root_hash.hex().encode()
+
+
+def sign_payload(profile: Profile, payload: bytes, signer: Signer, digest_name: str | None = None) -> bytes:
+    """Returns the signature file's bytes as the kernel takes them. `digest_name` is the key's preferred one unless given.
+
+    Raises: InputError for bytes that cannot be such a payload, SigningKeyError.
+    """
+    profile.check(payload)
+    digest = digest_name or algorithm_of(signer.certificate.public_key()).digests[0]
+    return profile.envelope.seal(payload, signer, digest)
+
+
+def _check_policy(payload: bytes) -> None:
+    """A policy is text; whether the kernel accepts it is for the policy room to say."""
+    if not payload.strip():
+        raise InputError("the policy is empty", where="ipe-policy payload")
+    if payload[:1] == b"\x30" and b"\x2a\x86\x48\x86\xf7\x0d\x01\x07" in payload[:32]:
+        raise InputError("is a signed policy (CMS) already", where="ipe-policy payload", hint="sign the plain text of the policy")
+
+
+def _check_root_hash(payload: bytes) -> None:
+    """The kernel compares the text that the mapping's table gives, which veritysetup writes in lower case."""
+    if not set(payload) <= _HEX or len(payload) not in {2 * size for size in _DIGEST_SIZES}:
+        raise InputError(
+            f"wanted a root hash as lower-case hex text of a whole digest and no newline, got {len(payload)} bytes",
+            where="dm-verity-root-hash payload",
+        )
+
+
+def _check_fsverity(payload: bytes) -> None:
+    """The payload is struct fsverity_formatted_digest: magic, le16 algorithm, le16 size, digest."""
+    algorithm, size = int.from_bytes(payload[8:10], "little"), int.from_bytes(payload[10:12], "little")
+    if payload[:8] != b"FSVerity" or size != _FSVERITY_DIGEST_SIZES.get(algorithm) or len(payload) != 12 + size:
+        raise InputError(
+            'wanted struct fsverity_formatted_digest ("FSVerity", le16 algorithm, le16 size, digest)', where="fs-verity-builtin payload"
+        )
+
+
+def _check_module(payload: bytes) -> None:
+    """A module is an ELF file; what is signed is the file without a signature at its end."""
+    if payload[:4] != b"\x7fELF":
+        raise InputError("is not an ELF file", where="module payload", hint="decompress the module first")
+
+
+_SYSTEM = (".builtin_trusted_keys", ".secondary_trusted_keys", ".platform")
+
+PROFILES: dict[str, Profile] = {
+    row.name: row
+    for row in (
+        Profile(
+            name="ipe-policy",
+            what="an IPE policy",
+            payload="the policy's text",
+            role="policy",
+            suffix=".p7b",
+            envelope=CmsEnvelope(Layout.SMIME, attached=True, certificates=True),
+            keyrings=_SYSTEM,
+            check=_check_policy,
+        ),
+        Profile(
+            name="dm-verity-root-hash",
+            what="a dm-verity root hash",
+            payload="the root hash as lower-case hex text, no newline",
+            role="verity",
+            suffix=".roothash.p7s",
+            envelope=CmsEnvelope(Layout.SMIME, attached=False, certificates=False),
+            keyrings=(*_SYSTEM, ".dm-verity"),
+            check=_check_root_hash,
+        ),
+        Profile(
+            name="fs-verity-builtin",
+            what="an fs-verity digest",
+            payload='struct fsverity_formatted_digest: "FSVerity", le16 algorithm, le16 size, digest',
+            role="verity",
+            suffix=".fsverity.p7s",
+            envelope=CmsEnvelope(Layout.SMIME, attached=False, certificates=False),
+            keyrings=(".fs-verity",),
+            check=_check_fsverity,
+        ),
+        Profile(
+            name="module",
+            what="a kernel module",
+            payload="the module's ELF file, without a signature",
+            role="module",
+            suffix=".p7s",
+            envelope=CmsEnvelope(Layout.CMS, attached=False, certificates=False, attributes_allowed=False),
+            keyrings=_SYSTEM,
+            check=_check_module,
+        ),
+    )
+}

@@ -1,0 +1,64 @@
+"""Key URIs and the secrets that they point to: a secret is in the environment or in a file, never in the URI itself."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import unquote
+
+from ipe_build.errors import SigningKeyError
+
+
+@dataclass(frozen=True, slots=True)
+class KeyUri:
+    """A key URI's parts, percent-decoded: `scheme:body?name=value&…`."""
+
+    scheme: str
+    body: str
+    query: tuple[tuple[str, str], ...]
+
+    def get(self, name: str) -> str | None:
+        """Returns the value of a query attribute, None when it is absent."""
+        return dict(self.query).get(name)
+
+
+def parse_key_uri(uri: str, known: tuple[str, ...]) -> KeyUri:
+    """Returns the parts of a key URI. `known` are the query attributes that the backend takes.
+
+    Raises: SigningKeyError on an unknown attribute or one that holds a secret; the secret is not repeated in the message.
+    """
+    scheme, _, rest = uri.partition(":")
+    body, _, query = rest.partition("?")
+    pairs = []
+    for item in filter(None, query.split("&")):
+        name, _, value = item.partition("=")
+        if name in ("passphrase", "password", "pin-value", "pin"):
+            raise SigningKeyError(
+                f"the attribute {name} would put a secret on the command line", where=f"{scheme}: URI", hint=f"use {' or '.join(known)}"
+            )
+        if name not in known:
+            raise SigningKeyError(f"unknown attribute {name[:40]!r}", where=f"{scheme}: URI", hint=f"known are {', '.join(known)}")
+        pairs.append((name, unquote(value)))
+    return KeyUri(scheme, unquote(body), tuple(pairs))
+
+
+def read_secret(*, variable: str | None, path: str | None, default_variable: str, env: Mapping[str, str]) -> str | None:
+    """Returns a secret from the named file (its first line) or variable, else from the default variable; None when unset.
+
+    Raises: SigningKeyError when a source that was named does not exist or is empty.
+    """
+    if path is not None:
+        try:
+            lines = Path(path).read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            reason = error.strerror if isinstance(error, OSError) else "is not UTF-8 text"
+            raise SigningKeyError(f"the secret cannot be read: {reason}", where=path) from None
+        if not lines or not lines[0]:
+            raise SigningKeyError("the file that should hold the secret is empty", where=path)
+        return lines[0]
+    if variable is not None:
+        if not env.get(variable):
+            raise SigningKeyError(f"the variable {variable} that should hold the secret is not set", where="environment")
+        return env[variable]
+    return env.get(default_variable) or None

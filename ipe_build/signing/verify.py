@@ -1,0 +1,136 @@
+"""Checks a signature the way the kernel does, against a set of certificates that stand for its keyring.
+
+Source: crypto/asymmetric_keys/pkcs7_verify.c, pkcs7_trust.c (pkcs7_validate_trust_one).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.serialization import Encoding
+
+from ipe_build.errors import VerificationError
+from ipe_build.formats.cms import SignerIdentity, signer_identity
+from ipe_build.signing.algorithms import algorithm_of, is_signature
+from ipe_build.signing.envelopes import Claim
+from ipe_build.signing.loading import parse_certificates, public_bytes
+from ipe_build.signing.profiles import Profile
+
+
+class _Known(NamedTuple):
+    """A certificate with what a SignerInfo may call it by."""
+
+    certificate: x509.Certificate
+    identity: SignerIdentity
+    subject_key_id: bytes
+
+
+def verify_signature(profile: Profile, payload: bytes, signature: bytes, certificates: Sequence[x509.Certificate]) -> x509.Certificate:
+    """Returns the certificate that signed `payload`; it is one of `certificates`, or comes inside and is issued by one of them.
+
+    As the kernel: every signature that can be traced to a trusted certificate must be right, and at least one must be traceable.
+    Validity periods are not looked at, because the kernel does not (see `certificate_checks` for that).
+    Raises: VerificationError that says why; FormatError when `signature` is not of the profile's format.
+    """
+    profile.check(payload)
+    trusted = [_known(certificate) for certificate in certificates]
+    found: x509.Certificate | None = None
+    strangers = []
+    for claim in profile.envelope.open(payload, signature):
+        signer = _check_claim(claim, trusted)
+        if signer is None:
+            strangers.append(claim)
+        else:
+            found = found or signer
+    if found is None:
+        raise VerificationError(
+            f"signed by {_who(strangers[0])}, which none of the {len(trusted)} trusted certificates vouches for (ENOKEY)",
+            where=profile.name,
+            hint="sign with a key whose certificate is in the trusted set, or add its certificate there",
+        )
+    return found
+
+
+def _check_claim(claim: Claim, trusted: list[_Known]) -> x509.Certificate | None:
+    """Returns the signer's certificate when the claim is right and traces to the trusted set, None when it does not trace.
+
+    Raises: VerificationError when a signature is wrong.
+    """
+    carried = [_known(certificate) for raw in claim.certificates for certificate in parse_certificates(raw, "certificate in the signature")]
+    signer = _find(claim.signer, carried) or _find(claim.signer, trusted)
+    if signer is None:
+        return None
+    key = signer.certificate.public_key()
+    algorithm = algorithm_of(key)
+    if claim.signature_oid != algorithm.identifier(claim.digest_name).oid:
+        raise VerificationError(f"names signature algorithm {claim.signature_oid}, its signer's key is {algorithm.name}", where="signature")
+    if not is_signature(key, claim.signature, claim.message, claim.digest_name):
+        raise VerificationError(
+            f"the signature of {signer.certificate.subject.rfc4514_string()!r} is not over this payload (EKEYREJECTED)", where="signature"
+        )
+    same_key = (row.certificate for row in trusted if public_bytes(row.certificate.public_key()) == public_bytes(key))
+    known = next(same_key, None)
+    if known is not None:
+        return known
+    return signer.certificate if _is_vouched_for(signer, carried, trusted) else None
+
+
+def _is_vouched_for(signer: _Known, carried: list[_Known], trusted: list[_Known]) -> bool:
+    """Returns whether a certificate is issued, if need be through carried ones, by one in the trusted set."""
+    keys = {public_bytes(row.certificate.public_key()) for row in trusted}
+    current, steps = signer, 0
+    while public_bytes(current.certificate.public_key()) not in keys:
+        if any(issued_by(current.certificate, row.certificate) for row in trusted):
+            return True
+        issuers = (row for row in carried if row is not current and issued_by(current.certificate, row.certificate))
+        issuer = next(issuers, None)
+        steps += 1
+        if issuer is None or steps > len(carried):
+            return False
+        current = issuer
+    return True
+
+
+def issued_by(certificate: x509.Certificate, issuer: x509.Certificate) -> bool:
+    """Returns whether the issuer's key made the certificate's signature, and the names agree."""
+    try:
+        certificate.verify_directly_issued_by(issuer)
+    except (ValueError, TypeError, InvalidSignature):
+        return False
+    return True
+
+
+def _find(identity: SignerIdentity, rows: list[_Known]) -> _Known | None:
+    """Returns the certificate that a SignerInfo names, by issuer and serial number or by subject key id."""
+    for row in rows:
+        if identity.subject_key_id:
+            if row.subject_key_id == identity.subject_key_id:
+                return row
+        elif (row.identity.issuer, row.identity.serial) == (identity.issuer, identity.serial):
+            return row
+    return None
+
+
+def _known(certificate: x509.Certificate) -> _Known:
+    """Returns the certificate with its names."""
+    try:
+        key_id = certificate.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value.digest
+    except (x509.ExtensionNotFound, ValueError):
+        key_id = b""
+    return _Known(certificate, signer_identity(certificate.public_bytes(Encoding.DER)), key_id)
+
+
+def _who(claim: Claim) -> str:
+    """Returns how a message names its signer, for people."""
+    if claim.signer.subject_key_id:
+        return f"key id {claim.signer.subject_key_id.hex()}"
+    from asn1crypto import x509 as asn1_x509
+
+    try:
+        name = asn1_x509.Name.load(claim.signer.issuer).human_friendly
+    except ValueError:
+        name = claim.signer.issuer.hex()
+    return f"serial {claim.signer.serial:x} of issuer {name!r}"
