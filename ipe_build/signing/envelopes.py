@@ -13,6 +13,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from ipe_build.errors import VerificationError
 from ipe_build.formats.cms import Layout, SignedData, SignerIdentity, SignerInfo, decode_signed_data, encode_signed_data, signer_identity
 from ipe_build.signing.algorithms import HASHES, algorithm_of
+from ipe_build.signing.loading import public_key_of
 from ipe_build.signing.signer import Signer
 
 
@@ -55,7 +56,7 @@ class CmsEnvelope:
 
     def seal(self, payload: bytes, signer: Signer, digest_name: str) -> bytes:
         """Returns the DER message. Raises: SigningKeyError when the digest does not go with the key."""
-        identifier = algorithm_of(signer.certificate.public_key()).identifier(digest_name)
+        identifier = algorithm_of(public_key_of(signer.certificate)).identifier(digest_name)
         certificate = signer.certificate.public_bytes(Encoding.DER)
         info = SignerInfo(signer_identity(certificate), digest_name, identifier, signer.sign(payload, digest_name))
         message = SignedData(payload if self.attached else None, (certificate,) if self.certificates else (), (info,))

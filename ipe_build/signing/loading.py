@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes, PublicKeyTypes
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_der_private_key, load_pem_private_key
 
@@ -67,6 +68,14 @@ def load_private_key(path: Path, passphrase: bytes | None, how_to_give: str) -> 
         raise SigningKeyError("is not a private key that can be read", where=str(path), hint="wanted PKCS#8 in PEM or DER") from error
 
 
+def public_key_of(certificate: x509.Certificate) -> PublicKeyTypes:
+    """Returns a certificate's public key. Raises: SigningKeyError when it is damaged or of a kind that nobody here knows."""
+    try:
+        return certificate.public_key()
+    except (ValueError, UnsupportedAlgorithm) as error:
+        raise SigningKeyError(f"the certificate's public key cannot be read: {_first_line(error)}", where="certificate") from error
+
+
 def public_bytes(key: PublicKeyTypes) -> bytes:
     """Returns the DER SubjectPublicKeyInfo of a public key: two keys are the same when these are."""
     return key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
@@ -74,7 +83,7 @@ def public_bytes(key: PublicKeyTypes) -> bytes:
 
 def check_fit(public_key: PublicKeyTypes, certificate: x509.Certificate, where: str) -> None:
     """Checks that a key belongs to a certificate. Raises: SigningKeyError otherwise."""
-    if public_bytes(public_key) != public_bytes(certificate.public_key()):
+    if public_bytes(public_key) != public_bytes(public_key_of(certificate)):
         raise SigningKeyError(
             f"the key does not belong to the certificate {certificate.subject.rfc4514_string()!r}",
             where=where,

@@ -13,6 +13,7 @@ from ipe_build.errors import InputError
 from ipe_build.formats.cms import Layout
 from ipe_build.signing.algorithms import algorithm_of
 from ipe_build.signing.envelopes import CmsEnvelope, Envelope
+from ipe_build.signing.loading import public_key_of
 from ipe_build.signing.signer import Signer
 
 _HEX = frozenset(b"0123456789abcdef")
@@ -48,7 +49,7 @@ def sign_payload(profile: Profile, payload: bytes, signer: Signer, digest_name: 
     Raises: InputError for bytes that cannot be such a payload, SigningKeyError.
     """
     profile.check(payload)
-    digest = digest_name or algorithm_of(signer.certificate.public_key()).digests[0]
+    digest = digest_name or algorithm_of(public_key_of(signer.certificate)).digests[0]
     return profile.envelope.seal(payload, signer, digest)
 
 

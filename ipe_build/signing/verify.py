@@ -12,11 +12,11 @@ from cryptography import x509
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from ipe_build.errors import VerificationError
+from ipe_build.errors import FormatError, SigningKeyError, VerificationError
 from ipe_build.formats.cms import SignerIdentity, signer_identity
 from ipe_build.signing.algorithms import algorithm_of, is_signature
 from ipe_build.signing.envelopes import Claim
-from ipe_build.signing.loading import parse_certificates, public_bytes
+from ipe_build.signing.loading import parse_certificates, public_bytes, public_key_of
 from ipe_build.signing.profiles import Profile
 
 
@@ -59,11 +59,11 @@ def _check_claim(claim: Claim, trusted: list[_Known]) -> x509.Certificate | None
 
     Raises: VerificationError when a signature is wrong.
     """
-    carried = [_known(certificate) for raw in claim.certificates for certificate in parse_certificates(raw, "certificate in the signature")]
+    carried = _carried(claim)
     signer = _find(claim.signer, carried) or _find(claim.signer, trusted)
     if signer is None:
         return None
-    key = signer.certificate.public_key()
+    key = public_key_of(signer.certificate)
     algorithm = algorithm_of(key)
     if claim.signature_oid != algorithm.identifier(claim.digest_name).oid:
         raise VerificationError(f"names signature algorithm {claim.signature_oid}, its signer's key is {algorithm.name}", where="signature")
@@ -71,18 +71,29 @@ def _check_claim(claim: Claim, trusted: list[_Known]) -> x509.Certificate | None
         raise VerificationError(
             f"the signature of {signer.certificate.subject.rfc4514_string()!r} is not over this payload (EKEYREJECTED)", where="signature"
         )
-    same_key = (row.certificate for row in trusted if public_bytes(row.certificate.public_key()) == public_bytes(key))
+    same_key = (row.certificate for row in trusted if public_bytes(public_key_of(row.certificate)) == public_bytes(key))
     known = next(same_key, None)
     if known is not None:
         return known
     return signer.certificate if _is_vouched_for(signer, carried, trusted) else None
 
 
+def _carried(claim: Claim) -> list[_Known]:
+    """Returns the certificates that came inside the message. Raises: FormatError when one of them is damaged."""
+    try:
+        rows = [_known(item) for raw in claim.certificates for item in parse_certificates(raw, "certificate in the signature")]
+        for row in rows:
+            public_key_of(row.certificate)
+    except (SigningKeyError, ValueError) as error:
+        raise FormatError(f"a certificate inside the message is damaged: {error}", where="signature") from error
+    return rows
+
+
 def _is_vouched_for(signer: _Known, carried: list[_Known], trusted: list[_Known]) -> bool:
     """Returns whether a certificate is issued, if need be through carried ones, by one in the trusted set."""
-    keys = {public_bytes(row.certificate.public_key()) for row in trusted}
+    keys = {public_bytes(public_key_of(row.certificate)) for row in trusted}
     current, steps = signer, 0
-    while public_bytes(current.certificate.public_key()) not in keys:
+    while public_bytes(public_key_of(current.certificate)) not in keys:
         if any(issued_by(current.certificate, row.certificate) for row in trusted):
             return True
         issuers = (row for row in carried if row is not current and issued_by(current.certificate, row.certificate))

@@ -10,7 +10,7 @@ from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
 
 from ipe_build.errors import SigningKeyError
 from ipe_build.signing.algorithms import Algorithm, algorithm_of
-from ipe_build.signing.loading import check_fit, load_private_key
+from ipe_build.signing.loading import check_fit, load_private_key, public_key_of
 from ipe_build.signing.uris import parse_key_uri, read_secret
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ class FileSigner:
         """`key` must fit `certificate` (see `check_fit`)."""
         self._key = key
         self._certificate = certificate
-        self._algorithm: Algorithm = algorithm_of(certificate.public_key())
+        self._algorithm: Algorithm = algorithm_of(public_key_of(certificate))
 
     @property
     def certificate(self) -> x509.Certificate:
