@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -80,6 +80,7 @@ class Host:
         log: Path | None = None,
         timeout_s: float | None = None,
         ok: Sequence[int] = (0,),
+        stop_when: Callable[[], bool] | None = None,
     ) -> Completed:
         """Returns what the program `argv[0]` (found by `tool`) printed; see `host.run.run_tool`.
 
@@ -96,6 +97,7 @@ class Host:
             timeout_s=timeout_s,
             ok=ok,
             progress=self.progress,
+            stop_when=stop_when,
         )
 
     @contextmanager

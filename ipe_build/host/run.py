@@ -7,7 +7,8 @@ import os
 import shlex
 import signal
 import subprocess
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 PASSED_ON = ("HOME", "LANG", "PATH", "SOURCE_DATE_EPOCH", "TMPDIR", "XDG_CACHE_HOME")
 """The variables of ours that another program gets, besides those named in the call; LC_ALL is always C.UTF-8."""
 _TAIL_LINES = 25
+_WATCH_S = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,10 +49,13 @@ def run_tool(
     timeout_s: float | None,
     ok: Sequence[int],
     progress: Progress,
+    stop_when: Callable[[], bool] | None = None,
 ) -> Completed:
     """Returns the ended program's outputs. With `log`, stdout and stderr go to that file (appended) instead.
 
     The program is the leader of a process group of its own; the whole group is killed when we are interrupted or time runs out.
+    `stop_when` is asked ten times a second: once it says true the group is killed, and that counts as an end that was wanted
+    (status -9), for programs such as an emulator that end by what they print.
     Raises: ToolFailedError with the last lines that the program printed.
     """
     words = [str(word) for word in argv]
@@ -73,7 +78,7 @@ def run_tool(
         if not isinstance(sink, int):
             sink.close()
     try:
-        stdout, stderr = process.communicate(stdin, timeout=timeout_s)
+        stdout, stderr, stopped = _outputs(process, stdin, timeout_s, stop_when)
     except subprocess.TimeoutExpired:
         _kill_group(process)
         raise ToolFailedError(
@@ -83,9 +88,28 @@ def run_tool(
         _kill_group(process)
         raise
     done = Completed(process.returncode, stdout or b"", stderr or b"")
-    if done.status not in ok:
+    if done.status not in ok and not stopped:
         raise _failure(words, done, log)
     return done
+
+
+def _outputs(
+    process: subprocess.Popen[bytes], stdin: bytes | None, timeout_s: float | None, stop_when: Callable[[], bool] | None
+) -> tuple[bytes, bytes, bool]:
+    """Returns what the program printed, and whether it ended because `stop_when` said so. Raises: subprocess.TimeoutExpired."""
+    if stop_when is None:
+        return *process.communicate(stdin, timeout=timeout_s), False
+    end = None if timeout_s is None else time.monotonic() + timeout_s
+    while True:
+        try:
+            return *process.communicate(stdin, timeout=_WATCH_S), False
+        except subprocess.TimeoutExpired:
+            stdin = None  # communicate has it already and goes on where it was
+            if stop_when():
+                _kill_group(process)
+                return *process.communicate(), True
+            if end is not None and time.monotonic() > end:
+                raise
 
 
 def _kill_group(process: subprocess.Popen[bytes]) -> None:
