@@ -1,0 +1,168 @@
+"""Checks of the disk: partition table, hash tree, signed root hash, and what must not be in the root filesystem."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+from uuid import UUID
+
+from ipe_build.audit.facts import ImageFacts
+from ipe_build.audit.outcome import Outcome, bad, good, unknown
+from ipe_build.errors import IpeBuildError
+from ipe_build.formats.verity_sig import VeritySignature, parse_verity_signature
+from ipe_build.signing.profiles import PROFILES, root_hash_payload
+from ipe_build.signing.verify import verify_signature
+
+if TYPE_CHECKING:
+    from ipe_build.host import Host
+
+_PRIVATE_KEY = b"PRIVATE KEY-----"
+_KEY_BEGINS = b"-----BEGIN "
+_SCAN_BYTES = 1 << 20
+
+
+def readable(facts: ImageFacts, host: Host) -> Iterator[Outcome]:
+    """Looks whether every part of the image could be read."""
+    for part, reason in facts.unreadable.items():
+        yield bad(part, reason)
+    if not facts.unreadable:
+        yield good("image", "every part of it could be read")
+
+
+def gpt_intact(facts: ImageFacts, host: Host) -> Iterator[Outcome]:
+    """Looks at the partition table's checksums, its copy, and overlaps."""
+    if facts.table is None:
+        yield unknown("partition table", "there is none")
+        return
+    for problem in facts.table.problems:
+        yield bad("partition table", problem)
+    if not facts.table.problems:
+        yield good("partition table", f"both copies agree, {len(facts.table.partitions)} partitions")
+
+
+def root_partitions(facts: ImageFacts, host: Host) -> Iterator[Outcome]:
+    """Looks whether the three partitions of the verity root are there."""
+    root = facts.root
+    for name, partition in (
+        ("root", root.data if root else None),
+        ("root-verity", root.hash if root else None),
+        ("root-verity-sig", root.signature if root else None),
+    ):
+        if partition is None:
+            yield bad(name, "no partition of this type")
+        else:
+            yield good(name, f"partition {partition.number}, {partition.size_bytes} bytes")
+
+
+def stored_root_hash(facts: ImageFacts) -> VeritySignature | None:
+    """Returns what the signature partition says, None when it is missing or unreadable (its own check says so)."""
+    if facts.root is None or facts.root.signature_bytes is None:
+        return None
+    try:
+        return parse_verity_signature(facts.root.signature_bytes)
+    except IpeBuildError:
+        return None
+
+
+def signature_partition(facts: ImageFacts, host: Host) -> Iterator[Outcome]:
+    """Looks whether the signature partition holds the JSON that the specification wants."""
+    if facts.root is None or facts.root.signature_bytes is None:
+        yield unknown("root-verity-sig", "there is no such partition")
+        return
+    try:
+        stored = parse_verity_signature(facts.root.signature_bytes, where="root-verity-sig")
+    except IpeBuildError as error:
+        yield bad("root-verity-sig", error.message)
+        return
+    yield good("root-verity-sig", f"root hash {stored.root_hash.hex()}")
+
+
+def partition_uuids(facts: ImageFacts, host: Host) -> Iterator[Outcome]:
+    """Looks whether the UUIDs of root and root-verity are the two halves of the root hash."""
+    stored = stored_root_hash(facts)
+    if stored is None or facts.root is None or len(stored.root_hash) < 16:
+        yield unknown("partition UUIDs", "the signature partition names no root hash")
+        return
+    halves = (UUID(bytes=stored.root_hash[:16]), UUID(bytes=stored.root_hash[-16:]))
+    for name, partition, wanted in zip(("root", "root-verity"), (facts.root.data, facts.root.hash), halves, strict=True):
+        if partition is None:
+            continue
+        if partition.uuid == wanted:
+            yield good(name, f"UUID {wanted} is from the root hash")
+        else:
+            yield bad(name, f"UUID is {partition.uuid}, the root hash makes it {wanted}")
+
+
+def hash_tree(facts: ImageFacts, host: Host) -> Iterator[Outcome]:
+    """Hashes all data again and compares every level of the tree, up to the signed root hash."""
+    from ipe_build.integrity.verity import verify_image
+
+    stored = stored_root_hash(facts)
+    if stored is None or facts.root is None or facts.root.data_file is None or facts.root.hash_file is None:
+        yield unknown("hash tree", "data, tree or root hash are missing")
+        return
+    try:
+        differing = verify_image(facts.root.data_file, facts.root.hash_file, stored.root_hash, host)
+    except IpeBuildError as error:
+        yield bad("hash tree", error.message)
+        return
+    if differing:
+        shown = ", ".join(str(block) for block in differing[:8])
+        yield bad("hash tree", f"{len(differing)} blocks differ from it: {shown}{' …' if len(differing) > 8 else ''}")
+    else:
+        yield good("hash tree", f"data and tree give the root hash {stored.root_hash.hex()}")
+
+
+def root_hash_signature(facts: ImageFacts, host: Host) -> Iterator[Outcome]:
+    """Looks whether the root hash's signature is by a certificate that this kernel trusts."""
+    stored = stored_root_hash(facts)
+    if stored is None or facts.kernel is None:
+        yield unknown("root hash signature", "the signature or the kernel could not be read")
+        return
+    try:
+        signer = verify_signature(
+            PROFILES["dm-verity-root-hash"], root_hash_payload(stored.root_hash), stored.signature, facts.kernel.certificates
+        )
+    except IpeBuildError as error:
+        yield bad("root hash signature", error.message)
+        return
+    yield good("root hash signature", f"by {signer.subject.rfc4514_string()}, which this kernel trusts")
+
+
+def private_keys(facts: ImageFacts, host: Host) -> Iterator[Outcome]:
+    """Looks for PEM private keys in every file of the root filesystem and the initramfs (first MiB of each)."""
+    if facts.rootfs is None:
+        yield unknown("private keys", "the root filesystem could not be read")
+        return
+    found = [str(path.relative_to(facts.rootfs)) for path in _files(facts.rootfs) if _has_private_key(_head(path))]
+    found += [f"initramfs: {entry.path}" for entry in facts.initramfs or () if _has_private_key(entry.data)]
+    for name in found:
+        yield bad(name, "holds a private key")
+    if not found:
+        yield good("root filesystem", "no file holds a PEM private key")
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            path = Path(parent, name)
+            if path.is_file() and not path.is_symlink():
+                yield path
+
+
+def _head(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(_SCAN_BYTES)
+
+
+def _has_private_key(data: bytes) -> bool:
+    """Returns whether a PEM header of a private key begins a line (a program that merely contains the words has more text there)."""
+    start = data.find(_KEY_BEGINS)
+    while start >= 0:
+        line = data[start : start + 64].split(b"\n", 1)[0]
+        if line.rstrip().endswith(_PRIVATE_KEY) and (start == 0 or data[start - 1 : start] == b"\n"):
+            return True
+        start = data.find(_KEY_BEGINS, start + 1)
+    return False

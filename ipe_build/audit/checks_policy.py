@@ -1,0 +1,197 @@
+"""Checks of the two policies: the one in the kernel and the signed one on the verity root."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from ipe_build.audit.checks_disk import stored_root_hash
+from ipe_build.audit.facts import ImageFacts
+from ipe_build.audit.outcome import Outcome, bad, good, unknown
+from ipe_build.errors import IpeBuildError
+from ipe_build.formats.cms import decode_signed_data
+from ipe_build.policy.evaluate import evaluate
+from ipe_build.policy.facts import Digest, Facts
+from ipe_build.policy.model import Policy
+from ipe_build.policy.parser import Role, parse
+from ipe_build.policy.properties import Action, Operation
+from ipe_build.signing.profiles import PROFILES
+from ipe_build.signing.verify import verify_signature
+
+if TYPE_CHECKING:
+    from ipe_build.host import Host
+
+POLICY_FOLDERS = ("etc/ipe", "usr/local/lib/ipe", "usr/lib/ipe")
+_INITRAMFS = Facts(boot_verified=True)
+_STRANGER = Facts()
+"""A file of the initramfs, and a file that nothing vouches for (a tmpfs, say)."""
+
+
+class SignedPolicy(NamedTuple):
+    """A signed policy file of the root filesystem and the text inside; None when it holds none."""
+
+    path: str
+    signature: bytes
+    text: bytes | None
+
+
+def _boot_policy(facts: ImageFacts) -> Policy | None:
+    if facts.kernel is None or facts.kernel.boot_policy is None:
+        return None
+    return parse(facts.kernel.boot_policy, facts.kernel.version, Role.BOOT).policy
+
+
+def boot_policy_parses(facts: ImageFacts, host: Host) -> Iterator[Outcome]:
+    """Looks whether this kernel would take its own boot policy: ipe_init() fails otherwise and nothing is enforced."""
+    if facts.kernel is None:
+        yield unknown("boot policy", "the kernel could not be read")
+        return
+    if facts.kernel.boot_policy is None:
+        yield bad("boot policy", "the kernel carries none: nothing is enforced until a policy is loaded")
+        return
+    result = parse(facts.kernel.boot_policy, facts.kernel.version, Role.BOOT)
+    if result.accepted and result.policy is not None:
+        yield good("boot policy", f"{result.policy.display_name} {result.policy.version}, accepted by {facts.kernel.version}")
+    elif result.problem is not None:
+        yield bad("boot policy", f"line {result.problem.line}: {result.problem.message} ({result.errno})")
+    else:
+        yield bad("boot policy", f"refused ({result.errno})")
+
+
+def boot_policy_denies(facts: ImageFacts, host: Host) -> Iterator[Outcome]:
+    """Looks whether the boot policy denies a program and a module that nothing vouches for."""
+    yield from _denies(_boot_policy(facts), "boot policy")
+
+
+def boot_policy_initramfs(facts: ImageFacts, host: Host) -> Iterator[Outcome]:
+    """Looks whether the boot policy lets the initramfs's init start: the kernel could not run anything otherwise."""
+    policy = _boot_policy(facts)
+    if policy is None:
+        yield unknown("boot policy", "there is none to look at")
+        return
+    decision = evaluate(policy, Operation.EXECUTE, _INITRAMFS)
+    outcome = good if decision.action is Action.ALLOW else bad
+    yield outcome("initramfs /init", f"{decision.action} by {decision.rule}")
+
+
+def signed_policies(facts: ImageFacts) -> tuple[SignedPolicy, ...]:
+    """Returns the signed policies in the folders that systemd and ipe-init look into, in that order."""
+    if facts.rootfs is None:
+        return ()
+    return tuple(
+        _opened(file, facts.rootfs) for folder in POLICY_FOLDERS for file in sorted((facts.rootfs / folder).glob("*.p7b")) if file.is_file()
+    )
+
+
+def _opened(file: Path, rootfs: Path) -> SignedPolicy:
+    raw = file.read_bytes()
+    try:
+        text = decode_signed_data(raw).content
+    except IpeBuildError:
+        text = None
+    return SignedPolicy(str(file.relative_to(rootfs)), raw, text)
+
+
+def _each(facts: ImageFacts) -> Iterator[SignedPolicy | Outcome]:
+    """Yields the signed policies, or the one outcome that there is none to look at."""
+    if facts.rootfs is None or facts.kernel is None:
+        yield unknown("device policy", "the root filesystem or the kernel could not be read")
+        return
+    policies = signed_policies(facts)
+    if not policies:
+        yield bad("device policy", f"no .p7b in any of {', '.join('/' + folder for folder in POLICY_FOLDERS)}")
+    yield from policies
+
+
+def _each_parsed(facts: ImageFacts) -> Iterator[tuple[str, Policy] | Outcome]:
+    """Yields path and parsed policy of those that parse; the others are the parse check's business."""
+    for one in _each(facts):
+        if isinstance(one, Outcome):
+            yield one
+        elif one.text is not None and facts.kernel is not None:
+            policy = parse(one.text, facts.kernel.version, Role.DEVICE).policy
+            if policy is not None:
+                yield one.path, policy
+
+
+def device_policy_signature(facts: ImageFacts, host: Host) -> Iterator[Outcome]:
+    """Looks whether each signed policy of the root is by a certificate that this kernel trusts."""
+    for one in _each(facts):
+        if isinstance(one, Outcome):
+            yield one
+            continue
+        if one.text is None or facts.kernel is None:
+            yield bad(one.path, "is not PKCS#7 with a policy inside")
+            continue
+        try:
+            signer = verify_signature(PROFILES["ipe-policy"], one.text, one.signature, facts.kernel.certificates)
+        except IpeBuildError as error:
+            yield bad(one.path, error.message)
+            continue
+        yield good(one.path, f"by {signer.subject.rfc4514_string()}, which this kernel trusts")
+
+
+def device_policy_parses(facts: ImageFacts, host: Host) -> Iterator[Outcome]:
+    """Looks whether this kernel accepts each signed policy, under the name that its file has."""
+    for one in _each(facts):
+        if isinstance(one, Outcome):
+            yield one
+            continue
+        if one.text is None or facts.kernel is None:
+            continue
+        result = parse(one.text, facts.kernel.version, Role.DEVICE)
+        if not result.accepted or result.policy is None:
+            reason = f"line {result.problem.line}: {result.problem.message}" if result.problem else "refused"
+            yield bad(one.path, f"{reason} ({result.errno})")
+        elif Path(one.path).stem != result.policy.display_name:
+            yield bad(one.path, f"is named {result.policy.display_name}: systemd and ipe-init want the file's stem to be the policy_name")
+        else:
+            yield good(one.path, f"{result.policy.display_name} {result.policy.version}, accepted by {facts.kernel.version}")
+
+
+def device_policy_denies(facts: ImageFacts, host: Host) -> Iterator[Outcome]:
+    """Looks whether each device policy denies a program and a module that nothing vouches for."""
+    for one in _each_parsed(facts):
+        if isinstance(one, Outcome):
+            yield one
+        else:
+            yield from _denies(one[1], one[0])
+
+
+def device_policy_root(facts: ImageFacts, host: Host) -> Iterator[Outcome]:
+    """Looks whether each device policy lets programs of the verity root run."""
+    stored = stored_root_hash(facts)
+    if stored is None:
+        yield unknown("device policy", "the signature partition names no root hash")
+        return
+    on_root = Facts(root_hash=Digest(b"sha256", stored.root_hash), root_hash_signed=True)
+    for one in _each_parsed(facts):
+        if isinstance(one, Outcome):
+            yield one
+            continue
+        decision = evaluate(one[1], Operation.EXECUTE, on_root)
+        outcome = good if decision.action is Action.ALLOW else bad
+        yield outcome(f"{one[0]}: a program of the root", f"{decision.action} by {decision.rule}")
+
+
+def final_policy(facts: ImageFacts, host: Host) -> Iterator[Outcome]:
+    """Looks whether a device policy still lets files of the initramfs run."""
+    for one in _each_parsed(facts):
+        if isinstance(one, Outcome):
+            yield one
+            continue
+        decision = evaluate(one[1], Operation.EXECUTE, _INITRAMFS)
+        outcome = bad if decision.action is Action.ALLOW else good
+        yield outcome(f"{one[0]}: a program of the initramfs", f"{decision.action} by {decision.rule}")
+
+
+def _denies(policy: Policy | None, subject: str) -> Iterator[Outcome]:
+    """Yields, for EXECUTE and KMODULE, whether a file that nothing vouches for is denied."""
+    if policy is None:
+        yield unknown(subject, "there is none to look at")
+        return
+    for op in (Operation.EXECUTE, Operation.KMODULE):
+        decision = evaluate(policy, op, _STRANGER)
+        outcome = good if decision.action is Action.DENY else bad
+        yield outcome(f"{subject}: {op} of a stranger's file", f"{decision.action} by {decision.rule}")
