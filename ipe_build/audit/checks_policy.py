@@ -72,7 +72,7 @@ def boot_policy_initramfs(facts: ImageFacts, host: Host) -> Iterator[Outcome]:
         return
     decision = evaluate(policy, Operation.EXECUTE, _INITRAMFS)
     outcome = good if decision.action is Action.ALLOW else bad
-    yield outcome("initramfs /init", f"{decision.action} by {decision.rule}")
+    yield outcome("initramfs /init", f"{decision.action} by {decision.audit_rule}")
 
 
 def signed_policies(facts: ImageFacts) -> tuple[SignedPolicy, ...]:
@@ -172,7 +172,7 @@ def device_policy_root(facts: ImageFacts, host: Host) -> Iterator[Outcome]:
             continue
         decision = evaluate(one[1], Operation.EXECUTE, on_root)
         outcome = good if decision.action is Action.ALLOW else bad
-        yield outcome(f"{one[0]}: a program of the root", f"{decision.action} by {decision.rule}")
+        yield outcome(f"{one[0]}: a program of the root", f"{decision.action} by {decision.audit_rule}")
 
 
 def final_policy(facts: ImageFacts, host: Host) -> Iterator[Outcome]:
@@ -183,7 +183,7 @@ def final_policy(facts: ImageFacts, host: Host) -> Iterator[Outcome]:
             continue
         decision = evaluate(one[1], Operation.EXECUTE, _INITRAMFS)
         outcome = bad if decision.action is Action.ALLOW else good
-        yield outcome(f"{one[0]}: a program of the initramfs", f"{decision.action} by {decision.rule}")
+        yield outcome(f"{one[0]}: a program of the initramfs", f"{decision.action} by {decision.audit_rule}")
 
 
 def _denies(policy: Policy | None, subject: str) -> Iterator[Outcome]:
@@ -194,4 +194,4 @@ def _denies(policy: Policy | None, subject: str) -> Iterator[Outcome]:
     for op in (Operation.EXECUTE, Operation.KMODULE):
         decision = evaluate(policy, op, _STRANGER)
         outcome = good if decision.action is Action.DENY else bad
-        yield outcome(f"{subject}: {op} of a stranger's file", f"{decision.action} by {decision.rule}")
+        yield outcome(f"{subject}: {op} of a stranger's file", f"{decision.action} by {decision.audit_rule}")

@@ -125,13 +125,12 @@ class ModulesSection:
 class OwnerSection:
     """An entry of `[[rootfs.owner]]`."""
 
-    path: str = setting("Absolute path on the device.", check=_absolute)
-    uid: int = setting("Numeric owner.", 0, check=_between(0, 2**32 - 2))
-    gid: int = setting("Numeric group.", 0, check=_between(0, 2**32 - 2))
+    path: str = setting("Absolute path on the device; `*` matches any characters, `/` included.", check=_absolute)
+    uid: int | None = setting("Numeric owner; as it was when left out.", None, check=_between(0, 2**32 - 2))
+    gid: int | None = setting("Numeric group; as it was when left out.", None, check=_between(0, 2**32 - 2))
     mode: str | None = setting(
         "Permissions in octal, for instance `0750`; the source's when left out.", None, check=_matches("[0-7]{3,4}", "3 or 4 octal digits")
     )
-    recursive: bool = setting("Owner and group also count for everything below.", False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,8 +153,9 @@ class RootfsSection:
     compression: str | None = setting(
         "Compression of the filesystem (EROFS: lz4, lz4hc; SquashFS: gzip, xz, zstd, lz4); none when left out.", None
     )
+    keep_owners: bool | None = setting("Whether the source's owners count. Left out: a tar's do, a folder's become root:root.", None)
     uuid: str | None = setting("Filesystem UUID; derived from [build] name and SOURCE_DATE_EPOCH when left out.", None, check=_UUID)
-    owner: tuple[OwnerSection, ...] = setting("Owners and modes that differ from root:root and the source's mode.", ())
+    owner: tuple[OwnerSection, ...] = setting("Owners and modes that differ from the source's.", ())
     file: tuple[FileSection, ...] = setting("Files to add.", ())
     modules: str | None = setting(
         "Where the modules go; nowhere when empty.", "/usr/lib/modules", check=lambda v: None if not v else _absolute(v)
