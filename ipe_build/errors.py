@@ -68,6 +68,10 @@ class SigningKeyError(InputError):
     """A key or certificate cannot be used for what was asked."""
 
 
+class KeyMismatchError(SigningKeyError):
+    """A private key and a certificate do not belong together."""
+
+
 class VerificationError(IpeBuildError):
     """A check that the caller asked for came out negative."""
 

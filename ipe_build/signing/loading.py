@@ -9,7 +9,7 @@ from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes, PublicKeyTypes
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_der_private_key, load_pem_private_key
 
-from ipe_build.errors import SigningKeyError
+from ipe_build.errors import KeyMismatchError, SigningKeyError
 
 _PEM = b"-----BEGIN "
 _CERTIFICATE = b"-----BEGIN CERTIFICATE-----"
@@ -82,9 +82,9 @@ def public_bytes(key: PublicKeyTypes) -> bytes:
 
 
 def check_fit(public_key: PublicKeyTypes, certificate: x509.Certificate, where: str) -> None:
-    """Checks that a key belongs to a certificate. Raises: SigningKeyError otherwise."""
+    """Checks that a key belongs to a certificate. Raises: KeyMismatchError otherwise."""
     if public_bytes(public_key) != public_bytes(public_key_of(certificate)):
-        raise SigningKeyError(
+        raise KeyMismatchError(
             f"the key does not belong to the certificate {certificate.subject.rfc4514_string()!r}",
             where=where,
             hint="give the certificate that was issued for this key",
