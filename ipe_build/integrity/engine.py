@@ -1,0 +1,171 @@
+"""Hashing many blocks: the one place that chooses between our C extension and pure Python, and turns their failures into errors."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from ipe_build.errors import InputError
+from ipe_build.integrity.geometry import Slots
+from ipe_build.integrity.hashes import HashAlgorithm
+
+if TYPE_CHECKING:
+    from ipe_build.host import Host
+
+KERNEL_VARIABLE = "IPE_BUILD_HASH_KERNEL"
+"""Environment variable that names the implementation to use: `python`, or one of `kernels()`; empty or unset chooses the fastest."""
+
+
+@dataclass(frozen=True, slots=True)
+class BlockHash:
+    """What is hashed for a block: `prefix`, the block (zero-padded to its full size), `suffix`."""
+
+    algorithm: HashAlgorithm
+    prefix: bytes = b""
+    suffix: bytes = b""
+
+    @classmethod
+    def salted(cls, algorithm: HashAlgorithm, salt: bytes, hash_type: int) -> BlockHash:
+        """Returns dm-verity's: type 1 hashes salt and block, type 0 block and salt."""
+        return cls(algorithm, prefix=salt) if hash_type else cls(algorithm, suffix=salt)
+
+
+@dataclass(frozen=True, slots=True)
+class LevelJob:
+    """Blocks to hash, and where their digests lie.
+
+    `source` and `target` are open descriptors, read by pread and written by pwrite only. `source_bytes` need not be a multiple of
+    `block_size`: the last block is then taken as padded with zeros. The target's unwritten bytes must read as zeros.
+    """
+
+    hashing: BlockHash
+    source: int
+    source_offset: int
+    source_bytes: int
+    block_size: int
+    target: int
+    target_offset: int
+    slots: Slots
+    source_name: str
+    target_name: str
+
+    @property
+    def blocks(self) -> int:
+        """Returns how many blocks there are, a partial last one included."""
+        return -(-self.source_bytes // self.block_size)
+
+
+class Report(NamedTuple):
+    """How a job ended: what failed (`STATUS_…`), the operating system's errno, the byte offset in the file it failed at."""
+
+    status: int
+    errno: int
+    offset: int
+
+
+STATUS_OK = 0
+STATUS_READ = 1
+STATUS_SHORT = 2
+STATUS_WRITE = 3
+STATUS_TARGET_READ = 4
+STATUS_TARGET_SHORT = 5
+
+Progress = Callable[[int], None]
+"""Called now and then with how many source bytes are done."""
+
+
+class Kernel(NamedTuple):
+    """How to hash: `native` is the C extension's kernel name, or empty for pure Python; `jobs` workers at once."""
+
+    native: str
+    jobs: int
+
+
+def choose_kernel(algorithm: HashAlgorithm, host: Host) -> Kernel:
+    """Returns the fastest implementation of `algorithm` on this machine, or the one that $IPE_BUILD_HASH_KERNEL names.
+
+    Raises: InputError when the one named does not exist here or cannot compute `algorithm`.
+    """
+    wanted = host.env.get(KERNEL_VARIABLE, "")
+    jobs = host.jobs
+    if wanted == "python":
+        return Kernel("", jobs)
+    able = kernels(algorithm)
+    if wanted and wanted not in able:
+        raise InputError(
+            f"no implementation {wanted!r} of {algorithm.name} on this machine",
+            where=f"environment: {KERNEL_VARIABLE}",
+            hint=f"one of {', '.join((*able, 'python'))}, or leave it unset",
+        )
+    return Kernel(wanted or (able[0] if able else ""), jobs)
+
+
+def kernels(algorithm: HashAlgorithm) -> tuple[str, ...]:
+    """Returns the names of the C extension's implementations that run on this processor, the fastest first; () without the extension."""
+    return ()
+
+
+def hash_level(job: LevelJob, kernel: Kernel, progress: Progress) -> None:
+    """Writes the digest of each source block to its slot.
+
+    Raises: InputError when the source cannot be read (naming the block) or is shorter than it was; OSError when the target
+    cannot be written.
+    """
+    _raise(job, _run(job, kernel, progress, None))
+
+
+def compare_level(job: LevelJob, kernel: Kernel, progress: Progress) -> tuple[int, ...]:
+    """Returns the numbers of the source blocks whose digest is not the one in the target, in ascending order.
+
+    Raises: InputError as `hash_level` does, also for a target that is too short.
+    """
+    bitmap = bytearray(-(-job.blocks // 8))
+    _raise(job, _run(job, kernel, progress, bitmap))
+    if not any(bitmap):
+        return ()
+    return tuple(8 * at + bit for at, byte in enumerate(bitmap) if byte for bit in range(8) if byte >> bit & 1)
+
+
+def digest_block(hashing: BlockHash, block: bytes) -> bytes:
+    """Returns the digest of one block that is in memory."""
+    from ipe_build.integrity.hashes import constructor
+
+    state = constructor(hashing.algorithm)(hashing.prefix)
+    state.update(block)
+    state.update(hashing.suffix)
+    return state.digest()
+
+
+def _run(job: LevelJob, kernel: Kernel, progress: Progress, bitmap: bytearray | None) -> Report:
+    """Returns how the job ended; with `bitmap` digests are compared (a bit set for each that differs), without they are written."""
+    from ipe_build.integrity import fallback
+
+    return fallback.run(job, kernel.jobs, progress, bitmap)
+
+
+def _raise(job: LevelJob, report: Report) -> None:
+    """Turns a report of failure into the error that says what to do."""
+    if report.status == STATUS_OK:
+        return
+    block = (report.offset - job.source_offset) // job.block_size
+    reason = os.strerror(report.errno)
+    if report.status == STATUS_READ:
+        raise InputError(
+            f"block {block} cannot be read: {reason}",
+            where=f"{job.source_name}: offset {report.offset:#x}",
+            hint="the medium or its filesystem is failing; copy the file elsewhere first",
+        )
+    if report.status == STATUS_SHORT:
+        raise InputError(
+            f"ends at block {block} of {job.blocks}: the file became shorter while it was read",
+            where=f"{job.source_name}: offset {report.offset:#x}",
+            hint="let nothing write to it meanwhile",
+        )
+    if report.status == STATUS_TARGET_READ:
+        raise InputError(f"cannot be read: {reason}", where=f"{job.target_name}: offset {report.offset:#x}")
+    if report.status == STATUS_TARGET_SHORT:
+        raise InputError("the hash area is too small for the tree", where=f"{job.target_name}: offset {report.offset:#x}")
+    raise OSError(report.errno, reason, str(Path(job.target_name)))
