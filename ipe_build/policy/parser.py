@@ -24,8 +24,6 @@ _HEX = re.compile(rb"(?:[0-9a-fA-F]{2})*")
 _U16_MAX = 0xFFFF
 _U64_MAX = 0xFFFF_FFFF_FFFF_FFFF
 _NAME_MAX = 255
-_KMALLOC_MAX = 4 << 20
-"""Most bytes that kmalloc() gives in one piece on the usual page size and MAX_PAGE_ORDER: the kernel copies the text so."""
 
 _OPERATIONS = {f"op={op}".encode(): op for op in Operation}
 _ACTIONS = {f"action={action}".encode(): action for action in Action}
@@ -73,10 +71,8 @@ def parse(text: bytes, kernel: KernelVersion = DEFAULT_KERNEL, role: Role = Role
     """Returns what a kernel answers to this text: accepted, or the errno with the place and the reason.
 
     For `Role.DEVICE` the text is what is inside the signature, which is taken to be good, and no policy of that name is loaded
-    yet; what depends on more than the text (signature, size of the signed file, versions) is the linter's.
+    yet; what depends on more than the language (the signature, the size of the signed file, memory, versions) is the linter's.
     """
-    if len(text) >= _KMALLOC_MAX:
-        return _refuse("ENOMEM", 0, 0, f"the text has {len(text)} bytes, the kernel takes less than 4 MiB", "use fewer digest rules")
     state = _State(kernel)
     number = column = 0
     try:

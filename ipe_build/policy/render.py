@@ -140,12 +140,12 @@ _ALLOWED_BY: tuple[tuple[str, tuple[Operation, ...]], ...] = (
 
 
 def load_template(template: str | Path) -> Template:
-    """Returns the jinja2 template of a profile's name, or of a file (which may include and import those of the package).
+    """Returns the jinja2 template of a profile's name, or of a file (also `file:PATH`; it may include and import those of the package).
 
     Raises: InputError when there is no such profile or file, or the template's syntax is wrong.
     """
     own = not isinstance(template, Path) and template in _PROFILE
-    path = Path(template)
+    path = Path(str(template).removeprefix("file:"))
     loader: BaseLoader = _PACKAGE if own else ChoiceLoader([FileSystemLoader(path.parent), _PACKAGE])
     if not own and not path.is_file():
         names = ", ".join(row.name for row in PROFILES)
