@@ -464,21 +464,15 @@ static void kind_overwrite_text(struct fields *fields, struct result *result)
     }
 }
 
-/* After a module was taken: says so, and removes it again so that the next probe begins as this one did. */
-static void unload(const char *path, struct result *result)
+/* After a module was taken (the newest is the first line of /proc/modules): names it, and removes it again. */
+static void unload(struct result *result)
 {
-    char name[128], *dot;
+    char name[128];
 
-    snprintf(name, sizeof(name), "%s", base_name(path));
-    dot = strstr(name, ".ko");
-    if (dot)
-        *dot = '\0';
-    for (char *at = name; *at; at++)
-        if (*at == '-')
-            *at = '_';
-    snprintf(result->detail, sizeof(result->detail), "module %s is loaded", name);
-    if (syscall(SYS_delete_module, name, O_NONBLOCK))
-        strncat(result->detail, ", not removed again", sizeof(result->detail) - strlen(result->detail) - 1);
+    read_line("/proc/modules", name, sizeof(name));
+    name[strcspn(name, " ")] = '\0';
+    snprintf(result->detail, sizeof(result->detail), "module %s is loaded%s", *name ? name : "?",
+             syscall(SYS_delete_module, name, O_NONBLOCK) ? ", not removed again" : "");
 }
 
 static void kind_finit_module(struct fields *fields, struct result *result)
@@ -494,7 +488,7 @@ static void kind_finit_module(struct fields *fields, struct result *result)
     if (syscall(SYS_finit_module, fd, "", suffix && strcmp(suffix, ".ko") ? MODULE_COMPRESSED_FILE : 0))
         result->err = errno;
     else
-        unload(path, result);
+        unload(result);
     close(fd);
 }
 
@@ -511,7 +505,7 @@ static void kind_init_module(struct fields *fields, struct result *result)
     if (syscall(SYS_init_module, data, length, ""))
         result->err = errno;
     else
-        unload(fields->at[2], result);
+        unload(result);
     free(data);
 }
 
