@@ -50,7 +50,7 @@ def hidden_rules(rules: tuple[Rule, ...], alive: Callable[[Rule], bool]) -> Iter
     `alive` says whether a rule can match at all; a dead one hides nothing. Runs in near linear time: an earlier rule is looked up
     by its rarest condition.
     """
-    counts: Counter[Condition] = Counter(condition for rule in rules for condition in set(rule.conditions))
+    counts = Counter(condition for rule in rules for condition in rule.conditions)
     by_condition: dict[Condition | None, list[tuple[frozenset[Condition], Rule]]] = {}
     seen: set[frozenset[Condition]] = set()
     for rule in rules:
@@ -65,7 +65,7 @@ def hidden_rules(rules: tuple[Rule, ...], alive: Callable[[Rule], bool]) -> Iter
         own = frozenset(rule.conditions)
         if own not in seen:
             seen.add(own)
-            key = min(own, key=lambda condition: (counts[condition], str(condition))) if own else None
+            key = min(rule.conditions, key=counts.__getitem__) if own else None
             by_condition.setdefault(key, []).append((own, rule))
 
 

@@ -10,11 +10,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from difflib import get_close_matches
 from enum import StrEnum
+from functools import cache
 
 from ipe_build.policy.facts import Digest
 from ipe_build.policy.model import Condition, Default, Policy, PolicyVersion, Rule
-from ipe_build.policy.properties import PROPERTIES, Action, Operation
-from ipe_build.policy.versions import DEFAULT_KERNEL, KernelVersion
+from ipe_build.policy.properties import PROPERTIES, Action, Operation, Property
+from ipe_build.policy.versions import DEFAULT_KERNEL, FIRST_KERNEL, KernelVersion
 
 _SPACE = b"\t\n\v\f\r \xa0"
 """The kernel's isspace(): Latin-1, so a no-break space counts."""
@@ -114,6 +115,14 @@ def _with_name_checked(policy: Policy, text: bytes) -> ParseResult:
     return ParseResult(True, None, policy, None)
 
 
+@cache
+def _properties(kernel: KernelVersion) -> tuple[dict[bytes, Condition], dict[bytes, Property]]:
+    """Returns the tokens of TRUE and FALSE properties, and the names of those with a digest, that a kernel knows."""
+    known = [row for row in PROPERTIES if row.since <= max(kernel, FIRST_KERNEL)]
+    switches = {str(row): row for name in known if not name.takes_digest for row in (Condition(name, True), Condition(name, False))}
+    return {text.encode(): row for text, row in switches.items()}, {row.name.encode(): row for row in known if row.takes_digest}
+
+
 class _State:
     """What the parser has seen so far."""
 
@@ -121,13 +130,7 @@ class _State:
         self._header: tuple[bytes, PolicyVersion, int] | None = None
         self._rules: list[Rule] = []
         self._defaults: dict[Operation | None, Default] = {}
-        self._switches = {
-            f"{row.name}={'TRUE' if value else 'FALSE'}".encode(): Condition(row, value)
-            for row in PROPERTIES
-            if not row.takes_digest and row.since <= kernel
-            for value in (True, False)
-        }
-        self._digests = {row.name.encode(): row for row in PROPERTIES if row.takes_digest and row.since <= kernel}
+        self._switches, self._digests = _properties(kernel)
 
     def line(self, line: bytes, number: int) -> None:
         """Takes one line without comment and trailing space; it is not empty."""

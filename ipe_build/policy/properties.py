@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import NamedTuple
 
@@ -52,7 +53,8 @@ OPERATIONS: tuple[OperationRow, ...] = (
 )
 
 
-class Property(NamedTuple):
+@dataclass(frozen=True, slots=True, eq=False)
+class Property:
     """A row: the word before `=`, how its value is written, and when a file has it.
 
     `takes_digest` says the value is ALGORITHM:HEX; otherwise it is TRUE or FALSE. `matches` is the kernel's own evaluation, given
