@@ -78,6 +78,15 @@ class VerificationError(IpeBuildError):
     status = ExitStatus.FINDING
 
 
+class SignatureError(VerificationError):
+    """A signature that the kernel would refuse; `errno` is the answer it would give, such as EKEYREJECTED."""
+
+    def __init__(self, message: str, *, errno: str, where: str = "", hint: str = "") -> None:
+        """`errno` is the symbolic name, upper case."""
+        super().__init__(f"{message} ({errno})", where=where, hint=hint)
+        self.errno = errno
+
+
 class ToolMissingError(IpeBuildError):
     """A program we need is not installed: the hint names the Debian package."""
 
