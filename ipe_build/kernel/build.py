@@ -1,0 +1,218 @@
+"""A kernel built from source, in two steps that are cached apart: all without its trust (minutes), and its trust linked in (seconds).
+
+The first step's build tree is kept as it was, and never worked in again: a link for new trust works in a copy of it, so an
+interrupted one leaves nothing behind, and several can work at once.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ipe_build.errors import InputError
+from ipe_build.formats.dotconfig import DotConfig, parse_dotconfig, quote, render_dotconfig
+from ipe_build.kernel.check import compare, explain, require
+from ipe_build.kernel.fragment import BOOT_POLICY, REVOKED_KEYS, TRUSTED_KEYS, Conflict, merge, overlay
+from ipe_build.kernel.make import Make
+from ipe_build.kernel.profiles import KernelRequest
+from ipe_build.kernel.source import SourceTree, cache_key, source_tree
+from ipe_build.kernel.trust import KernelTrust, certificate_bundle, check_trust
+
+if TYPE_CHECKING:
+    from ipe_build.host import Host
+
+_SCHEME = "2"
+"""Part of every cache key: raise it when what is cached, or how it is built, changes."""
+_TRUST_FOLDER = "ipe-build"
+"""Below the build tree, so that the paths in the configuration are the same wherever it is: make runs there."""
+_FILES = ((BOOT_POLICY, "boot-policy"), (TRUSTED_KEYS, "certificates.pem"), (REVOKED_KEYS, "revoked.pem"))
+_CONFIG = "kernel.config"
+_BUILT_AT = "built-at"
+
+
+@dataclass(frozen=True, slots=True)
+class Kernel:
+    """A built kernel. `modules` are its .ko files, unsigned, below `modules_folder` (the `lib/modules/RELEASE` of an install, or None)."""
+
+    image: Path
+    config: Path
+    modules: tuple[Path, ...]
+    release: str
+    modules_folder: Path | None = None
+    vmlinux: Path | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Base:
+    """The first step's result: `folder/build` is the build tree, `folder/modules` the installed modules."""
+
+    folder: Path
+    key: str
+    release: str
+
+
+def build_kernel(request: KernelRequest, trust: KernelTrust, host: Host) -> Kernel:
+    """Returns the kernel for this request with this trust linked in: from the cache where it was built before.
+
+    Bit for bit the same for the same source, configuration, compiler, trust and SOURCE_DATE_EPOCH. No key is made or embedded.
+    Raises: InputError (source, boot policy, certificates, symbols that Kconfig dropped), ToolMissingError, ToolFailedError.
+    """
+    for tool in ("make", "gcc", "ld", "bc", "bison", "flex"):
+        host.tool(tool)
+    tree = source_tree(request.source, host)
+    check_trust(trust, tree.version)
+    config, _ = resolve_config(request, tree, host)
+    base = _base(request, tree, config, host)
+    key = cache_key(_SCHEME, base.key, trust.digest(), str(host.source_date_epoch))
+    folder = host.cache.entry("kernel", key, lambda place: _link(request, tree, base, trust, place, host))
+    modules = base.folder / "modules" / "lib" / "modules" / base.release
+    return Kernel(
+        image=folder / Path(request.board.image).name,
+        config=folder / _CONFIG,
+        modules=tuple(sorted(modules.rglob("*.ko"))) if modules.is_dir() else (),
+        release=base.release,
+        modules_folder=modules if modules.is_dir() else None,
+        vmlinux=folder / "vmlinux",
+    )
+
+
+def resolve_config(request: KernelRequest, tree: SourceTree, host: Host) -> tuple[DotConfig, tuple[Conflict, ...]]:
+    """Returns the resolved configuration without trust, and what of the owner's own settings had to give way.
+
+    Raises: InputError with the symbols that Kconfig dropped or changed, each with why it was wanted and what it depends on.
+    """
+    wanted = request.fragment()
+    named = request.base.removeprefix("file:") if request.base.startswith("file:") else None
+    own = [_read_config(Path(named))] if named is not None else []
+    own += [_read_config(path) for path in request.fragments]
+    parts = [_SCHEME, tree.digest, request.board.arch, request.base if named is None else "", _compiler(request, host)]
+    for piece in (*own, *(DotConfig({row.symbol: row.value}) for row in wanted.wanted)):
+        parts.append(render_dotconfig(sorted(piece.values.items())).decode())
+
+    def resolve(folder: Path) -> None:
+        make = _make(request, tree, folder / "build", folder / "make.log", 0)
+        make.output.mkdir()
+        with host.progress.step("kernel: resolve the configuration"):
+            if named is None:
+                make.run([request.base], host)
+            target = make.output / ".config"
+            base = overlay(_read_config(target) if named is None else DotConfig({}), *own)
+            target.write_bytes(render_dotconfig(merge(base, wanted)[0].values.items()))
+            make.run(["olddefconfig"], host)
+        shutil.copyfile(target, folder / _CONFIG)
+        shutil.rmtree(make.output)
+
+    folder = host.cache.entry("kernel-config", cache_key(*parts), resolve)
+    resolved = _read_config(folder / _CONFIG)
+    differences = explain(compare(wanted, resolved), resolved, tree.folder, request.board.srcarch)
+    require(differences, where=f"kernel configuration ({request.base} for {request.board.name})")
+    conflicts = merge(overlay(DotConfig({}), *own), wanted)[1]
+    for conflict in conflicts:
+        host.progress.note(f"CONFIG_{conflict.symbol}={conflict.theirs} of your configuration became {conflict.ours}: {conflict.why}")
+    return resolved, conflicts
+
+
+def _base(request: KernelRequest, tree: SourceTree, config: DotConfig, host: Host) -> _Base:
+    """Returns everything compiled and linked without trust, and the modules."""
+    text = render_dotconfig(config.values.items())
+    key = cache_key(_SCHEME, tree.digest, request.board.arch, str(tree.folder), _compiler(request, host), text)
+
+    def compile_all(folder: Path) -> None:
+        make = _make(request, tree, folder / "build", folder / "make.log", 0)
+        make.output.mkdir()
+        (make.output / ".config").write_bytes(text)
+        with host.progress.step(f"kernel: compile {tree.version} for {request.board.name} (cached afterwards)"):
+            has_modules = config.enabled("MODULES")
+            make.run([request.board.target, *(["modules"] if has_modules else [])], host, jobs=host.jobs)
+            if has_modules:
+                make.run(["modules_install", f"INSTALL_MOD_PATH={folder / 'modules'}", f"DEPMOD={host.tool('depmod')}"], host)
+        for link in (folder / "modules").glob("lib/modules/*/build"):
+            link.unlink()
+        (folder / _BUILT_AT).write_text(str(make.output), "utf-8")
+
+    folder = host.cache.entry("kernel-base", key, compile_all)
+    release = (folder / "build/include/config/kernel.release").read_text("utf-8").strip()
+    return _Base(folder, key, release)
+
+
+def _link(request: KernelRequest, tree: SourceTree, base: _Base, trust: KernelTrust, folder: Path, host: Host) -> None:
+    """Fills `folder` with the image, vmlinux, System.map and configuration that have this trust linked in."""
+    make = _make(request, tree, folder / "build", folder / "make.log", host.source_date_epoch)
+    with host.progress.step("kernel: link the boot policy and certificates in"):
+        shutil.copytree(base.folder / "build", make.output, symlinks=True)
+        _move_paths(make.output, (base.folder / _BUILT_AT).read_text("utf-8"))
+        paths = _write_trust(make.output / _TRUST_FOLDER, trust)
+        target = make.output / ".config"
+        config = overlay(_read_config(target), DotConfig({symbol: quote(path) for symbol, path in paths.items()}))
+        target.write_bytes(render_dotconfig(config.values.items()))
+        make.run(["olddefconfig"], host)
+        make.run([request.board.target], host, jobs=host.jobs)
+        wanted = request.fragment(
+            boot_policy=paths[BOOT_POLICY], trusted_keys=paths[TRUSTED_KEYS], revoked_keys=paths[REVOKED_KEYS] if trust.revoked else None
+        )
+        require(compare(wanted, _read_config(target)), where="kernel configuration")
+    shutil.copyfile(target, folder / _CONFIG)
+    for name in (request.board.image, "vmlinux", "System.map"):
+        shutil.copyfile(make.output / name, folder / Path(name).name)
+    shutil.rmtree(make.output)
+
+
+def _write_trust(folder: Path, trust: KernelTrust) -> dict[str, str]:
+    """Writes the files of the trust and returns, for each symbol, the path as the build finds it; empty where there is nothing."""
+    folder.mkdir()
+    contents = {
+        BOOT_POLICY: trust.boot_policy,
+        TRUSTED_KEYS: certificate_bundle(trust.certificates),
+        REVOKED_KEYS: certificate_bundle(trust.revoked),
+    }
+    paths = {}
+    for symbol, name in _FILES:
+        if contents[symbol]:
+            (folder / name).write_bytes(contents[symbol])
+        paths[symbol] = f"{_TRUST_FOLDER}/{name}" if contents[symbol] else ""
+    return paths
+
+
+def _move_paths(output: Path, built_at: str) -> None:
+    """Writes the copy's own path for the original's into make's records of commands.
+
+    Only those of tools/ (objtool) hold an absolute path of the build tree; left alone, objtool would be built anew, and then, since
+    every object depends on it, the whole kernel.
+    """
+    old, new = f"{built_at}/".encode(), f"{output}/".encode()
+    for record in (output / "tools").rglob(".*.cmd"):
+        text = record.read_bytes()
+        if old in text:
+            record.write_bytes(text.replace(old, new))
+
+
+def _make(request: KernelRequest, tree: SourceTree, output: Path, log: Path, epoch: int) -> Make:
+    """Returns the kernel's make with everything fixed that would otherwise come from this machine or the clock."""
+    stamp = time.strftime("%a %b %e %H:%M:%S UTC %Y", time.gmtime(epoch))
+    variables = (
+        ("ARCH", request.board.arch),
+        ("CROSS_COMPILE", request.cross_compile),
+        ("LOCALVERSION", ""),
+        ("KBUILD_BUILD_TIMESTAMP", stamp),
+        ("KBUILD_BUILD_USER", "ipe-build"),
+        ("KBUILD_BUILD_HOST", "ipe-build"),
+        ("KBUILD_BUILD_VERSION", "1"),
+    )
+    return Make(tree.folder, output, variables, log)
+
+
+def _compiler(request: KernelRequest, host: Host) -> str:
+    """Returns the first lines of what compiler and linker say about themselves."""
+    names = [f"{request.cross_compile}{name}" for name in ("gcc", "ld")]
+    return "\n".join(host.run([name, "--version"]).text.split("\n")[0] for name in names)
+
+
+def _read_config(path: Path) -> DotConfig:
+    """Returns the configuration in a file. Raises: InputError, FormatError."""
+    try:
+        return parse_dotconfig(path.read_bytes(), where=str(path))
+    except OSError as error:
+        raise InputError(f"cannot be read: {error.strerror}", where=str(path), hint="name an existing kernel configuration") from error

@@ -1,0 +1,155 @@
+"""Which kernel is asked for: the boards, what each feature brings with it, and the request that the demo and all tests share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import NamedTuple, TypeVar
+
+from ipe_build.errors import InputError
+from ipe_build.kernel.fragment import Fragment, fragment
+from ipe_build.kernel.needs import Need
+from ipe_build.policy.properties import PROPERTIES
+
+_Row = TypeVar("_Row")
+
+DEBIAN_SOURCE = Path("/usr/src/linux-source-6.12.tar.xz")
+"""What Debian's package linux-source-6.12 installs."""
+
+
+class Board(NamedTuple):
+    """A row: a device that a kernel is built for. `arch` is make's ARCH, `srcarch` the folder below arch/, `image` the file made."""
+
+    name: str
+    arch: str
+    srcarch: str
+    target: str
+    image: str
+    needs: tuple[Need, ...]
+
+
+_QEMU = (Need.QEMU_X86_64, Need.EFI, Need.USERSPACE, Need.INSPECTION)
+BOARDS: tuple[Board, ...] = (Board("qemu-x86_64", "x86_64", "x86", "bzImage", "arch/x86/boot/bzImage", _QEMU),)
+
+ALWAYS = (Need.IPE, Need.DM_VERITY, Need.DM_VERITY_SIGNATURE, Need.INITRAMFS, Need.MODULES)
+"""What every image of ours needs."""
+
+BRINGS: Mapping[Need, tuple[Need, ...]] = MappingProxyType(
+    {
+        Need.PROBES: (
+            Need.EROFS,
+            Need.SQUASHFS,
+            Need.EXT4,
+            Need.FS_VERITY,
+            Need.FS_VERITY_SIGNATURE,
+            Need.SECONDARY_KEYRING,
+            Need.REVOCATION,
+            Need.FIRMWARE,
+            Need.IMA,
+            Need.KEXEC,
+        ),
+        Need.FS_VERITY_SIGNATURE: (Need.FS_VERITY,),
+    }
+)
+"""What a feature brings with it. `probes` brings all that IPE can be asked about, so that one kernel serves every probe and test."""
+
+FILESYSTEMS: Mapping[str, Need] = MappingProxyType({"erofs": Need.EROFS, "squashfs": Need.SQUASHFS, "ext4": Need.EXT4})
+MODULE_COMPRESSIONS: Mapping[str, Need | None] = MappingProxyType(
+    {"none": None, "gzip": Need.MODULES_GZIP, "xz": Need.MODULES_XZ, "zstd": Need.MODULES_ZSTD}
+)
+"""A kernel can unpack modules of one compression only. Source: kernel/module/Kconfig, choice MODULE_COMPRESS_TYPE."""
+
+
+@dataclass(frozen=True, slots=True)
+class KernelRequest:
+    """A kernel to build: all but its trust. `base` is a make target (`tinyconfig`, `defconfig`, …) or `file:PATH`."""
+
+    source: Path
+    board: Board
+    needs: tuple[Need, ...]
+    properties: tuple[str, ...] = ()
+    base: str = "tinyconfig"
+    fragments: tuple[Path, ...] = ()
+    cross_compile: str = ""
+
+    def fragment(self, *, boot_policy: str | None = None, trusted_keys: str | None = None, revoked_keys: str | None = None) -> Fragment:
+        """Returns what the configuration must hold; the paths are as in `fragment.fragment`."""
+        return fragment(self.needs, self.properties, boot_policy=boot_policy, trusted_keys=trusted_keys, revoked_keys=revoked_keys)
+
+
+@dataclass(frozen=True, slots=True)
+class PrebuiltKernel:
+    """A kernel that somebody built: its image, its resolved configuration and the folder with its modules (or None)."""
+
+    image: Path
+    config: Path
+    modules: Path | None
+    request: KernelRequest
+    """What the configuration is checked against; its source is not used."""
+
+
+def kernel_request(
+    source: Path = DEBIAN_SOURCE,
+    *,
+    board: str = "qemu-x86_64",
+    features: Iterable[str] = ("hardening", "probes"),
+    properties: Iterable[str] = (),
+    filesystem: str = "erofs",
+    module_compression: str = "none",
+    base: str = "tinyconfig",
+    fragments: tuple[Path, ...] = (),
+) -> KernelRequest:
+    """Returns the request for a board: what every image needs, the board's needs, the named features and what they bring.
+
+    `properties` are the IPE properties that the policies use. Raises: InputError for a name that is not in its table.
+    """
+    chosen = board_of_name(board)
+    asked = {need_of_name(name) for name in features}
+    asked |= {brought for need in asked for brought in BRINGS.get(need, ())}
+    asked |= {*ALWAYS, *chosen.needs, _row(FILESYSTEMS, filesystem, "filesystem")}
+    compression = _row(MODULE_COMPRESSIONS, module_compression, "module compression")
+    if compression is None and Need.PROBES in asked:
+        compression = Need.MODULES_ZSTD
+    if compression is not None:
+        asked.add(compression)
+    names = set(properties)
+    if Need.PROBES in asked:
+        names |= {row.name for row in PROPERTIES}
+    order = tuple(Need)
+    return KernelRequest(
+        source=source,
+        board=chosen,
+        needs=tuple(sorted(asked, key=order.index)),
+        properties=tuple(sorted(names)),
+        base=base,
+        fragments=fragments,
+    )
+
+
+def demo_kernel_request(source: Path = DEBIAN_SOURCE) -> KernelRequest:
+    """Returns the request that conf/demo.toml gives and that all tests use, so that this kernel is compiled once."""
+    return kernel_request(source)
+
+
+def board_of_name(name: str) -> Board:
+    """Returns the board's row. Raises: InputError naming the boards there are."""
+    for board in BOARDS:
+        if board.name == name:
+            return board
+    raise InputError(f"no board is called {name!r}", where="board", hint=f"known: {', '.join(board.name for board in BOARDS)}")
+
+
+def need_of_name(name: str) -> Need:
+    """Returns the need. Raises: InputError naming the needs there are."""
+    try:
+        return Need(name)
+    except ValueError:
+        raise InputError(f"no feature is called {name!r}", where="features", hint=f"known: {', '.join(Need)}") from None
+
+
+def _row(table: Mapping[str, _Row], name: str, what: str) -> _Row:
+    if name not in table:
+        raise InputError(f"no {what} is called {name!r}", where=what, hint=f"known: {', '.join(table)}")
+    return table[name]
