@@ -47,9 +47,9 @@ class Target:
 
 @dataclass(frozen=True, slots=True)
 class Damage:
-    """A row. `proof` is a regular expression that a console line must match. `runs_dynamic` false: no program of the root may start.
+    """A row. `proof` is a regular expression that a console line must match, `never` one that none may match.
 
-    With `runs_dynamic` the probe program starts and must see its application fail.
+    With `runs_application` the probe program starts and must see its application fail; otherwise it must not start at all.
     """
 
     id: str
@@ -58,7 +58,9 @@ class Damage:
     why: str
     patch: Callable[[Target, Host], Patch]
     proof: str
-    runs_dynamic: bool = False
+    never: str = ""
+    runs_application: bool = False
+    needs_foreign: bool = False
 
 
 def open_target(disk: Path, folder: Path, foreign: Signer | None) -> Target:
@@ -133,6 +135,8 @@ def _read(disk: Path, offset: int, length: int) -> bytes:
 
 
 _NEVER_MOUNTED = "the root is never mounted"
+_MOUNTED = r"ipe-init: root: |\(device dm-\d+\): mounted|EXT4-fs \(dm-\d+\): mounted"
+"""ipe-init, EROFS and ext4 say so when the verity root is mounted."""
 _CORRUPTED = r"device-mapper: verity: \S+: {} block \d+ is corrupted"
 _REFUSED = r"device-mapper: table: .*verity: Root hash verification failed"
 
@@ -152,7 +156,7 @@ DAMAGES: tuple[Damage, ...] = (
         "dm-verity refuses the block, so the program cannot be read",
         _flip_file(layout.APPLICATION),
         _CORRUPTED.format("data"),
-        runs_dynamic=True,
+        runs_application=True,
     ),
     Damage(
         "flip-hash-tree",
@@ -161,6 +165,7 @@ DAMAGES: tuple[Damage, ...] = (
         "the top block does not match the signed root hash",
         _flip_tree,
         _CORRUPTED.format("metadata"),
+        never=_MOUNTED,
     ),
     Damage(
         "flip-signature",
@@ -169,6 +174,7 @@ DAMAGES: tuple[Damage, ...] = (
         "the kernel refuses the verity table, since the signature is not that of the root hash",
         _flip_signature,
         _REFUSED,
+        never=_MOUNTED,
     ),
     Damage(
         "foreign-signature",
@@ -177,5 +183,7 @@ DAMAGES: tuple[Damage, ...] = (
         "the kernel refuses the verity table, since no trusted key made the signature",
         _foreign_signature,
         _REFUSED,
+        never=_MOUNTED,
+        needs_foreign=True,
     ),
 )

@@ -10,7 +10,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -113,11 +113,12 @@ def boot(
     patches: Sequence[Patch] = (),
     extra_disk: Path | None = None,
     stop_at: str | None = None,
+    cancelled: Callable[[], bool] = lambda: False,
 ) -> Boot:
     """Returns what one boot of the raw image `disk` printed. The machine is killed when its time is up or we are interrupted.
 
     `extra_disk` (raw, read-only) becomes a second disk. `stop_at` is a regular expression: the machine is stopped `GRACE_S` after the
-    console matched it, unless it powers off before. Without `kernel` the machine boots from firmware.
+    console matched it, unless it powers off before; at once when `cancelled` says so. Without `kernel` the machine boots from firmware.
     Raises: InputError, ToolMissingError, ToolFailedError (QEMU itself failed).
     """
     row = _row(machine)
@@ -128,7 +129,7 @@ def boot(
         console = folder / "console"
         console.touch()
         argv = _command(row, machine, folder, kernel, extra_disk)
-        watch = _Watch(console, machine.timeout_s, stop_at)
+        watch = _Watch(console, machine.timeout_s, stop_at, cancelled)
         started = time.monotonic()
         host.run(argv, cwd=folder, stop_when=watch)
         seconds = time.monotonic() - started
@@ -148,10 +149,11 @@ _ESCAPES = re.compile(r"\x1b(?:\[[0-9;?=]*[A-Za-z]|[()][A-Z0-9]|[=>c])")
 class _Watch:
     """Reads the console as it grows; true once the machine should be stopped."""
 
-    def __init__(self, console: Path, timeout_s: float, stop_at: str | None) -> None:
+    def __init__(self, console: Path, timeout_s: float, stop_at: str | None, cancelled: Callable[[], bool]) -> None:
         self._console = console
         self._end = time.monotonic() + timeout_s
         self._stop_at = re.compile(stop_at.encode()) if stop_at else None
+        self._cancelled = cancelled
         self._said: float | None = None
         self._seen = 0
         self._tail = b""
@@ -169,7 +171,7 @@ class _Watch:
             self._said = now
         if self._said is not None and now > self._said + GRACE_S:
             self.reason = Ended.STOPPED
-        elif now > self._end or self._seen > CONSOLE_LIMIT_BYTES:
+        elif self._cancelled() or now > self._end or self._seen > CONSOLE_LIMIT_BYTES:
             self.reason = Ended.TIMEOUT
         return self.reason is not None
 

@@ -1,0 +1,246 @@
+"""Boots an image and its damaged copies, several at once, and returns the evidence."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ipe_build.boot import layout
+from ipe_build.boot.console import END, Transcript, kernel_release, read_console
+from ipe_build.boot.damage import DAMAGES, Damage, open_target
+from ipe_build.boot.entry import BootEntry, read_entry, with_options
+from ipe_build.boot.evidence import BootResult, Evidence, Subject
+from ipe_build.boot.expectation import Facts, Need, Probe, resolve
+from ipe_build.boot.judge import APPLICATION_PROBE, judge_damage, judge_probe, skipped_damage, skipped_probe
+from ipe_build.boot.probe_disk import PolicyMaterial, build_disk, policy_facts, policy_files, script_files
+from ipe_build.boot.probes import PROBES
+from ipe_build.boot.qemu import Boot, DirectKernel, Ended, Machine, Patch, accelerator, boot, qemu_version
+from ipe_build.errors import InputError
+from ipe_build.signing.signer import Signer
+
+if TYPE_CHECKING:
+    from ipe_build.host import Host
+
+_CONTROL_PROBES = ("run-program", APPLICATION_PROBE)
+
+
+@dataclass(frozen=True, slots=True)
+class BootRequest:
+    """What is booted and what is known of it. The image is only read; its root must hold `guest_files.probe_files`.
+
+    `kernel`, `initrd`, `command_line` replace what the image's boot entry says. `foreign` is a key that the device does not trust.
+    `policy` is the policy in force after boot; without it the policy probes are skipped. `application` and `interpreter` are
+    programs of the root with arguments; `on_corruption` is what the image tells dm-verity to do: eio, panic or restart.
+    """
+
+    disk: Path
+    machine: Machine = field(default_factory=Machine)
+    kernel: Path | None = None
+    initrd: Path | None = None
+    command_line: str | None = None
+    policy: PolicyMaterial | None = None
+    foreign: Signer | None = None
+    modules: bool = True
+    application: tuple[str, ...] = ()
+    interpreter: tuple[str, ...] = ("/bin/sh",)
+    dropped_capabilities: frozenset[str] = frozenset()
+    on_corruption: str = "eio"
+    destructive: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """One boot to do: `damage` None is the probe boot."""
+
+    damage: Damage | None
+    patches: tuple[Patch, ...]
+    plan: Path
+
+
+def boot_image(request: BootRequest, host: Host) -> Evidence:
+    """Returns the evidence: the probes of one boot of the image as it is, and one boot for each damaged copy.
+
+    Raises: InputError (no such image, no boot entry, a file of the probes is missing), ToolMissingError, ToolFailedError.
+    """
+    facts = image_facts(request)
+    tried, skipped = _resolve(facts)
+    with host.scratch("ipe-build-prove-") as folder, host.progress.step(f"boot {request.disk.name} in QEMU"):
+        entry = _entry(request, folder, host)
+        more = [f"init={layout.PROBE}", "panic=-1", "loglevel=7", *([] if "console=" in entry.options else ["console=ttyS0"])]
+        command_line = with_options(entry.options, *more)
+        jobs, left_out = _jobs(request, tried, folder, host)
+        started = time.monotonic()
+        boots = _boot_all(request, DirectKernel(entry.kernel, entry.initrd, command_line), jobs, host)
+        seconds = time.monotonic() - started
+        subject_of = _subject(request, entry, command_line, host)
+    transcript = read_console(boots[0].console)
+    results = {probe.id: judge_probe(probe, transcript.report(probe.id), transcript.start) for probe in tried}
+    results |= {probe.id: skipped_probe(probe, reason) for probe, reason in skipped}
+    damages = {job.damage.id: _judged(job, job.damage, boots[number], request) for number, job in enumerate(jobs) if job.damage}
+    damages |= {damage.id: skipped_damage(damage, reason) for damage, reason in left_out}
+    return Evidence(
+        subject=subject_of(boots[0], transcript),
+        probes=tuple(results[probe.id] for probe in PROBES),
+        boots=tuple(damages[damage.id] for damage in DAMAGES),
+        problems=_problems(boots[0], transcript),
+        seconds=seconds,
+    )
+
+
+def image_facts(request: BootRequest) -> Facts:
+    """Returns what the plans need to know of the image."""
+    policy = policy_facts(request.policy)
+    words, missing = dict(policy.words), dict(policy.missing)
+    if not request.modules:
+        missing[Need.MODULES] = "the image has no modules"
+    for need, name, given in (
+        (Need.APPLICATION, "application", request.application),
+        (Need.INTERPRETER, "interpreter", request.interpreter),
+    ):
+        if given:
+            words[name] = given
+        else:
+            missing[need] = f"no {name} of the image was named"
+    return Facts(words, missing, request.dropped_capabilities)
+
+
+def _resolve(facts: Facts) -> tuple[tuple[Probe, ...], tuple[tuple[Probe, str], ...]]:
+    """Returns the probes to try, as they are for this image, and those to skip with the reason."""
+    tried, skipped = [], []
+    for probe in PROBES:
+        resolved = resolve(probe, facts)
+        if isinstance(resolved, str):
+            skipped.append((probe, resolved))
+        else:
+            tried.append(resolved)
+    return tuple(tried), tuple(skipped)
+
+
+def _entry(request: BootRequest, folder: Path, host: Host) -> BootEntry:
+    """Returns what is booted: the image's own boot entry, with the request's files and command line in their place."""
+    if request.kernel is not None and request.command_line is not None:
+        return BootEntry("", request.kernel, request.initrd, request.command_line)
+    found = read_entry(request.disk, folder, host)
+    return BootEntry(
+        found.name,
+        request.kernel or found.kernel,
+        request.initrd or found.initrd,
+        found.options if request.command_line is None else request.command_line,
+    )
+
+
+def _jobs(request: BootRequest, tried: Sequence[Probe], folder: Path, host: Host) -> tuple[list[_Job], list[tuple[Damage, str]]]:
+    """Returns the boots to do, the probe boot first, and the damages that are left out with the reason."""
+    plan, control = folder / "probe-disk", folder / "control-disk"
+    files = script_files() | (policy_files(request.policy) if request.policy else {})
+    plan.write_bytes(build_disk(tried, files))
+    control.write_bytes(build_disk([probe for probe in tried if probe.id in _CONTROL_PROBES], {}))
+    jobs = [_Job(None, (), plan)]
+    if not request.destructive:
+        return jobs, [(damage, "destructive boots were not asked for") for damage in DAMAGES]
+    left_out = []
+    target = open_target(request.disk, folder, request.foreign)
+    for damage in DAMAGES:
+        if damage.needs_foreign and request.foreign is None:
+            left_out.append((damage, "no foreign key was given"))
+        else:
+            jobs.append(_Job(damage, (damage.patch(target, host),), control))
+    return jobs, left_out
+
+
+def _boot_all(request: BootRequest, kernel: DirectKernel, jobs: Sequence[_Job], host: Host) -> list[Boot]:
+    """Returns the boots in the order of the jobs; as many at once as there are processors. An interrupt stops all of them."""
+    stop = threading.Event()
+
+    def work(job: _Job) -> Boot:
+        return boot(
+            request.disk,
+            request.machine,
+            host,
+            kernel=kernel,
+            patches=job.patches,
+            extra_disk=job.plan,
+            stop_at=END,
+            cancelled=stop.is_set,
+        )
+
+    with ThreadPoolExecutor(max_workers=host.jobs) as pool:
+        futures = {pool.submit(work, job): job for job in jobs}
+        try:
+            _follow(futures, host.progress.note)
+        except BaseException:
+            stop.set()
+            for future in futures:
+                future.cancel()
+            raise
+    return [future.result() for future in futures]
+
+
+def _follow(futures: dict[Future[Boot], _Job], note: Callable[[str], None]) -> None:
+    """Says when a boot has ended; raises what a boot raised, as soon as one does."""
+    pending = set(futures)
+    while pending:
+        done, pending = wait(pending, return_when=FIRST_COMPLETED)
+        for future in done:
+            job, result = futures[future], future.result()
+            note(f"{job.damage.id if job.damage else 'probes'}: {result.ended.value} after {result.seconds:.1f} s")
+
+
+def _subject(request: BootRequest, entry: BootEntry, command_line: str, host: Host) -> Callable[[Boot, Transcript], Subject]:
+    """Returns a function that makes the subject once the boot is known; the files are digested now, while they are there."""
+    digests = {path: _sha256(path) for path in (request.disk, entry.kernel, entry.initrd) if path is not None}
+
+    def make(booted: Boot, transcript: Transcript) -> Subject:
+        start = transcript.start
+        return Subject(
+            image=request.disk.name,
+            image_bytes=request.disk.stat().st_size,
+            image_sha256=digests[request.disk],
+            kernel_sha256=digests[entry.kernel],
+            initrd_sha256=digests[entry.initrd] if entry.initrd is not None else "",
+            kernel_release=kernel_release(booted.console) or (start.release if start else ""),
+            command_line=entry.options,
+            probe_command_line=command_line,
+            policy=f"{start.policy} {start.version}".strip() if start else "",
+            enforcing=start is not None and start.enforce == "1",
+            emulator=f"QEMU {qemu_version(request.machine, host)}",
+            accelerator=accelerator(request.machine),
+        )
+
+    return make
+
+
+def _judged(job: _Job, damage: Damage, booted: Boot, request: BootRequest) -> BootResult:
+    return judge_damage(damage, booted, job.patches, request.on_corruption)
+
+
+def _problems(booted: Boot, transcript: Transcript) -> tuple[str, ...]:
+    """Returns what is wrong with the probe boot as a whole."""
+    problems = []
+    if transcript.start is None:
+        last = next((line for line in reversed(booted.console) if line.strip()), "nothing")
+        problems.append(f"the probe program did not start ({booted.ended.value}); the console's last line: {last}")
+    elif transcript.start.enforce != "1":
+        problems.append("IPE was not enforcing when the probes began")
+    if transcript.failed:
+        problems.append(f"the probe program gave up: {transcript.failed}")
+    elif transcript.start is not None and not transcript.finished:
+        problems.append(f"the probes did not run to their end ({booted.ended.value})")
+    elif booted.ended is Ended.PANIC:
+        problems.append("the kernel panicked")
+    return tuple(problems)
+
+
+def _sha256(path: Path) -> str:
+    """Returns a file's SHA-256 in hex. Raises: InputError when it cannot be read."""
+    try:
+        with path.open("rb") as handle:
+            return hashlib.file_digest(handle, "sha256").hexdigest()
+    except OSError as error:
+        raise InputError(f"cannot be read: {error.strerror}", where=str(path)) from error
