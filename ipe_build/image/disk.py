@@ -1,0 +1,198 @@
+"""The disk image: a GPT whose root, hash tree and signature are found by everyone who knows the discoverable partitions.
+
+Source: UAPI group, "Discoverable Partitions Specification"; UEFI 2.10, chapter 5.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
+from uuid import UUID, uuid5
+
+from ipe_build.errors import InputError
+from ipe_build.formats.gpt import ATTRIBUTE_READ_ONLY, Partition, PartitionTable, lay_out, read_gpt, write_gpt
+from ipe_build.image.esp import BootEntry, EspFile, boot_loader_file, entry_files, make_esp
+from ipe_build.image.partition_types import EFI_SYSTEM, PARTITION_TYPES
+
+if TYPE_CHECKING:
+    from ipe_build.host import Host
+
+_CHUNK_BYTES = 1 << 20
+_MIB = 1 << 20
+_SUPERBLOCK_MAGIC = b"verity\0\0"
+
+
+@dataclass(frozen=True, slots=True)
+class DiskRequest:
+    """What goes onto the disk. `signature` is the whole content of the root-verity-sig partition; None leaves that partition out.
+
+    `hash_area` is a file with the verity superblock at its start. `boot_loader` False leaves systemd-boot out;
+    `boot_loader_path` names another one. `files` are put into the EFI system partition too (a UKI, say). With neither `entry` nor
+    `files` there is no EFI system partition.
+    """
+
+    filesystem: Path
+    hash_area: Path
+    root_hash: bytes
+    signature: bytes | None
+    disk_uuid: UUID
+    entry: BootEntry | None = None
+    files: tuple[EspFile, ...] = ()
+    architecture: str = "x86-64"
+    esp_bytes: int = 64 * _MIB
+    boot_loader: bool = True
+    boot_loader_path: Path | None = None
+    sector_bytes: int = 512
+
+
+@dataclass(frozen=True, slots=True)
+class Disk:
+    """A disk image's facts. A partition that is not there is None; `architecture` is that of the root partition's type."""
+
+    path: Path
+    table: PartitionTable
+    architecture: str | None
+    esp: Partition | None
+    root: Partition | None
+    root_verity: Partition | None
+    root_verity_sig: Partition | None
+
+
+def partition_uuids(root_hash: bytes) -> tuple[UUID, UUID]:
+    """Returns the UUIDs of the data and the hash partition: the first and the last 128 bits of the root hash."""
+    if len(root_hash) < 32:
+        raise InputError(
+            f"wanted a root hash of at least 32 bytes, got {len(root_hash)}",
+            where="root hash",
+            hint="the partitions' UUIDs are its first and last 16 bytes; use sha256 or a longer hash",
+        )
+    return UUID(bytes=root_hash[:16]), UUID(bytes=root_hash[-16:])
+
+
+def make_disk(request: DiskRequest, out: Path, host: Host, *, force: bool = False) -> Disk:
+    """Returns the disk image made at `out`: EFI system partition, root, root-verity, root-verity-sig, in this order.
+
+    Data is copied in chunks; zeros become holes. Raises: InputError, OutputError, ToolMissingError.
+    """
+    if request.architecture not in PARTITION_TYPES:
+        raise InputError(
+            f"unknown architecture {request.architecture!r}", where="[build] architecture", hint=f"one of {', '.join(PARTITION_TYPES)}"
+        )
+    _check_inputs(request)
+    with host.scratch() as scratch, host.output(out, force=force) as temporary:
+        contents = _contents(request, scratch, host)
+        table = lay_out(request.disk_uuid, [partition for partition, _ in contents], sector_bytes=request.sector_bytes)
+        started, done = time.monotonic(), 0
+        total = sum(partition.size_bytes for partition in table.partitions)
+        with temporary.open("wb") as disk:
+            disk.truncate(table.size_bytes)
+            for piece in write_gpt(table):
+                os.pwrite(disk.fileno(), piece.data, piece.offset)
+            for partition, (_, content) in zip(table.partitions, contents, strict=True):
+                for count in _copy(content, disk, partition):
+                    host.progress.amount(done + count, total, started)
+                done += partition.size_bytes
+        host.progress.amount(total, total, started)
+    return _facts(out, table)
+
+
+def read_disk(path: Path, *, sector_bytes: int | None = None) -> Disk:
+    """Returns the facts of a disk image (or a block device). `table.problems` says what is wrong with a table that can be used.
+
+    Raises: InputError when it cannot be read, FormatError when it has no usable GPT.
+    """
+    try:
+        with path.open("rb") as handle:
+            descriptor = handle.fileno()
+            size = os.lseek(descriptor, 0, os.SEEK_END)
+            return _facts(path, read_gpt(lambda offset, length: os.pread(descriptor, length, offset), size, sector_bytes=sector_bytes))
+    except OSError as error:
+        raise InputError(f"cannot be read: {error.strerror}", where=str(path)) from error
+
+
+def _check_inputs(request: DiskRequest) -> None:
+    """Raises InputError for files that cannot be what they should be."""
+    partition_uuids(request.root_hash)
+    for what, path in (("filesystem image", request.filesystem), ("hash area", request.hash_area)):
+        if not path.is_file():
+            raise InputError(f"wanted the {what}, there is no such file", where=str(path))
+        if path.stat().st_size == 0 or path.stat().st_size % 512:
+            raise InputError(f"wanted a {what} of whole sectors, got {path.stat().st_size} bytes", where=str(path))
+    with request.hash_area.open("rb") as handle:
+        if handle.read(len(_SUPERBLOCK_MAGIC)) != _SUPERBLOCK_MAGIC:
+            raise InputError(
+                "has no verity superblock", where=str(request.hash_area), hint="ipe-build verity format, without --no-superblock"
+            )
+    if request.signature is not None and not request.signature:
+        raise InputError("is empty", where="root hash signature")
+
+
+def _contents(request: DiskRequest, scratch: Path, host: Host) -> list[tuple[Partition, Path | bytes]]:
+    """Returns each partition (without its place) with its content."""
+    row = PARTITION_TYPES[request.architecture]
+    data_uuid, tree_uuid = partition_uuids(request.root_hash)
+    arch = request.architecture
+    contents: list[tuple[Partition, Path | bytes]] = []
+    files = [*(entry_files(request.entry) if request.entry is not None else ()), *request.files]
+    if files:
+        if request.boot_loader:
+            files.insert(0, boot_loader_file(arch, request.boot_loader_path))
+        esp, esp_uuid = scratch / "esp", uuid5(request.disk_uuid, "esp")
+        size = make_esp(files, esp, request.esp_bytes, esp_uuid, host)
+        contents.append((Partition(0, EFI_SYSTEM, esp_uuid, "esp", 0, size), esp))
+    for name, type_uuid, uuid, path in (
+        (f"root-{arch}", row.root, data_uuid, request.filesystem),
+        (f"root-{arch}-verity", row.root_verity, tree_uuid, request.hash_area),
+    ):
+        contents.append((Partition(0, type_uuid, uuid, name, 0, path.stat().st_size, ATTRIBUTE_READ_ONLY), path))
+    if request.signature is not None:
+        uuid = uuid5(data_uuid, request.root_hash.hex())
+        size = len(request.signature)
+        name = f"root-{arch}-verity-sig"
+        contents.append((Partition(0, row.root_verity_sig, uuid, name, 0, size, ATTRIBUTE_READ_ONLY), request.signature))
+    return contents
+
+
+def _copy(content: Path | bytes, disk: BinaryIO, partition: Partition) -> Iterator[int]:
+    """Copies a partition's content to its place, zeros left as holes; yields how many bytes are done."""
+    if isinstance(content, bytes):
+        os.pwrite(disk.fileno(), content, partition.offset_bytes)
+        return
+    zeros = bytes(_CHUNK_BYTES)
+    done = 0
+    with content.open("rb") as source:
+        while chunk := source.read(_CHUNK_BYTES):
+            if done + len(chunk) > partition.size_bytes:
+                raise InputError("grew while it was read", where=str(content))
+            if chunk != zeros[: len(chunk)]:
+                _write_all(disk.fileno(), chunk, partition.offset_bytes + done)
+            done += len(chunk)
+            yield done
+    if -(-done // 512) * 512 < partition.size_bytes - 4096:
+        raise InputError(f"shrank to {done} bytes while it was read", where=str(content))
+
+
+def _write_all(descriptor: int, data: bytes, offset: int) -> None:
+    """Writes all of `data` at `offset`; pwrite alone may write less (at a file size limit, say) without an error."""
+    view = memoryview(data)
+    while view:
+        count = os.pwrite(descriptor, view, offset)
+        view, offset = view[count:], offset + count
+
+
+def _facts(path: Path, table: PartitionTable) -> Disk:
+    """Returns what the partitions are, by their types; of several of one type the first counts."""
+
+    def first(type_uuid: UUID) -> Partition | None:
+        return next((partition for partition in table.partitions if partition.type_uuid == type_uuid), None)
+
+    esp = first(EFI_SYSTEM)
+    for architecture, row in PARTITION_TYPES.items():
+        root = first(row.root)
+        if root is not None:
+            return Disk(path, table, architecture, esp, root, first(row.root_verity), first(row.root_verity_sig))
+    return Disk(path, table, None, esp, None, None, None)
