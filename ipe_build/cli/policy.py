@@ -1,18 +1,26 @@
-"""`ipe-build policy`: check, evaluate, render, diff, learn."""
+"""`ipe-build policy`: check, evaluate, render, diff, record, learn."""
 
 from __future__ import annotations
 
 import hashlib
-import os
-import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
 from ipe_build.cli import Outcome
-from ipe_build.errors import ExitStatus, InputError, UsageError
-from ipe_build.formats.dotconfig import DotConfig, parse_dotconfig
+from ipe_build.cli.policy_answers import (
+    configure_diff,
+    configure_evaluate,
+    configure_learn,
+    configure_record,
+    run_diff,
+    run_evaluate,
+    run_learn,
+    run_record,
+)
+from ipe_build.cli.policy_common import config_of, digest_word, kernel_of, shown, target_options
+from ipe_build.errors import ExitStatus, UsageError
 from ipe_build.host import Host
 from ipe_build.policy.files import policy_files, read_policy
 from ipe_build.policy.findings import Target
@@ -21,7 +29,6 @@ from ipe_build.policy.lint import RULES, Report, check
 from ipe_build.policy.model import PolicyVersion
 from ipe_build.policy.parser import Role, parse
 from ipe_build.policy.render import PROFILES, VARIABLES, render
-from ipe_build.policy.versions import DEFAULT_KERNEL, KernelVersion
 
 
 class _SubVerb(NamedTuple):
@@ -46,34 +53,9 @@ def run(arguments: Namespace, host: Host) -> Outcome:
     return next(row for row in _SUBVERBS if row.name == arguments.subverb).run(arguments, host)
 
 
-def _target_options(parser: ArgumentParser) -> None:
-    """Adds the options that describe the target kernel."""
-    parser.add_argument("--kernel-version", metavar="A.B", help=f"the target kernel (default {DEFAULT_KERNEL})")
-    parser.add_argument("--target-config", type=Path, metavar=".config", help="the target kernel's resolved configuration")
-
-
-def _kernel(arguments: Namespace) -> KernelVersion:
-    return KernelVersion.of_text(arguments.kernel_version) if arguments.kernel_version else DEFAULT_KERNEL
-
-
-def _config(arguments: Namespace) -> DotConfig | None:
-    path: Path | None = arguments.target_config
-    return None if path is None else parse_dotconfig(_read(path), where=str(path))
-
-
-def _read(path: Path) -> bytes:
-    """Returns a file's bytes, of `-` what stands on stdin. Raises: InputError."""
-    if str(path) == "-":
-        return sys.stdin.buffer.read()
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise InputError(error.strerror or str(error), where=str(path)) from error
-
-
 def _configure_check(parser: ArgumentParser) -> None:
     parser.add_argument("files", nargs="*", type=Path, metavar="FILE|DIR", help="policies: text, or signed ones (.p7b)")
-    _target_options(parser)
+    target_options(parser)
     parser.add_argument("--boot-policy", action="store_true", help="they are compiled into the kernel, not loaded")
     parser.add_argument("--ledger", type=Path, metavar="FILE", help="versions that went out: a policy must have a higher one")
     parser.add_argument("--strict", action="store_true", help="warnings count as errors for the exit status")
@@ -87,7 +69,7 @@ def _run_check(arguments: Namespace, host: Host) -> Outcome:
         return Outcome(rows, "\n".join(f"{row['severity']:8} {row['rule']:26} {row['about']}" for row in rows))
     if not arguments.files:
         raise UsageError("wanted at least one FILE or DIR", where="ipe-build policy check")
-    config, kernel = _config(arguments), _kernel(arguments)
+    config, kernel = config_of(arguments), kernel_of(arguments)
     role = Role.BOOT if arguments.boot_policy else Role.DEVICE
     ledger = read_ledger(arguments.ledger) if arguments.ledger else None
     reports = []
@@ -123,14 +105,14 @@ def _report_value(path: Path, report: Report) -> dict[str, object]:
         }
         for finding in report.findings
     ]
-    name = os.fsencode(path).decode("utf-8", "backslashreplace")
+    name = shown(path)
     return {"file": name, "accepted": report.result.accepted, "errno": report.result.errno, "findings": findings}
 
 
 def _report_lines(path: Path, report: Report) -> list[str]:
     """Returns one file's lines for people."""
     result = report.result
-    name = os.fsencode(path).decode("utf-8", "backslashreplace")
+    name = shown(path)
     policy = f" ({result.policy.display_name} {result.policy.version})" if result.policy else ""
     lines = [f"{name}: {'accepted' if result.accepted else f'refused with {result.errno}'}{policy}"]
     for finding in report.findings:
@@ -149,7 +131,12 @@ def _configure_render(parser: ArgumentParser) -> None:
     parser.add_argument("--policy-version", metavar="A.B.C", help="policy_version")
     parser.add_argument("--role", choices=[role.value for role in Role], help="compiled into the kernel, or loaded later")
     parser.add_argument(
-        "--roothash", action="append", default=[], metavar="ALG:HEX|FILE", help="a root hash, or a .roothash file (repeatable)"
+        "--roothash",
+        type=digest_word,
+        action="append",
+        default=[],
+        metavar="ALG:HEX|FILE",
+        help="a root hash, or a .roothash file (repeatable)",
     )
     parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="where to write it (default: stdout)")
     parser.add_argument("--force", action="store_true", help="replace the output if it exists")
@@ -165,7 +152,7 @@ def _run_render(arguments: Namespace, host: Host) -> Outcome:
     named = {"name": arguments.name, "version": arguments.policy_version, "role": arguments.role}
     variables |= {name: value for name, value in named.items() if value is not None}
     if arguments.roothash:
-        variables["root_hashes"] = [_root_hash(word) for word in arguments.roothash]
+        variables["root_hashes"] = [str(digest) for digest in arguments.roothash]
     text = render(arguments.template, variables)
     value = {"template": arguments.template, "text": text.decode(), "sha256": hashlib.sha256(text).hexdigest()}
     if arguments.output is None:
@@ -192,14 +179,11 @@ def _assignment(word: str) -> tuple[str, str]:
     return name, value
 
 
-def _root_hash(word: str) -> str:
-    """Returns ALGORITHM:HEX: of such a word itself, of hex alone (sha256), or of a file that holds either."""
-    path = Path(word)
-    text = _read(path).decode("ascii", "replace").strip() if path.is_file() else word
-    return text if ":" in text else f"sha256:{text}"
-
-
 _SUBVERBS: tuple[_SubVerb, ...] = (
     _SubVerb("check", _configure_check, _run_check, "what the target kernel answers to policies, and what is wrong with them"),
+    _SubVerb("evaluate", configure_evaluate, run_evaluate, "what a policy decides about a file, by which rule, and why"),
     _SubVerb("render", _configure_render, _run_render, "render a policy from a profile or a jinja2 template"),
+    _SubVerb("diff", configure_diff, run_diff, "what a new policy allows and denies otherwise, and whether it is an update"),
+    _SubVerb("record", configure_record, run_record, "enter the versions of policies that go out into the ledger"),
+    _SubVerb("learn", configure_learn, run_learn, "explain denials of an audit log and propose rules"),
 )
