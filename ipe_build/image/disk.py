@@ -92,8 +92,8 @@ def make_disk(request: DiskRequest, out: Path, host: Host, *, force: bool = Fals
             disk.truncate(table.size_bytes)
             for piece in write_gpt(table):
                 os.pwrite(disk.fileno(), piece.data, piece.offset)
-            for partition, (_, content) in zip(table.partitions, contents, strict=True):
-                for count in _copy(content, disk, partition):
+            for partition, (wanted, content) in zip(table.partitions, contents, strict=True):
+                for count in _copy(content, disk, partition.offset_bytes, wanted.size_bytes):
                     host.progress.amount(done + count, total, started)
                 done += partition.size_bytes
         host.progress.amount(total, total, started)
@@ -157,23 +157,23 @@ def _contents(request: DiskRequest, scratch: Path, host: Host) -> list[tuple[Par
     return contents
 
 
-def _copy(content: Path | bytes, disk: BinaryIO, partition: Partition) -> Iterator[int]:
-    """Copies a partition's content to its place, zeros left as holes; yields how many bytes are done."""
+def _copy(content: Path | bytes, disk: BinaryIO, offset: int, size_bytes: int) -> Iterator[int]:
+    """Copies a partition's content to `offset`, zeros left as holes; yields how many bytes are done."""
     if isinstance(content, bytes):
-        os.pwrite(disk.fileno(), content, partition.offset_bytes)
+        _write_all(disk.fileno(), content, offset)
         return
     zeros = bytes(_CHUNK_BYTES)
     done = 0
     with content.open("rb") as source:
         while chunk := source.read(_CHUNK_BYTES):
-            if done + len(chunk) > partition.size_bytes:
-                raise InputError("grew while it was read", where=str(content))
-            if chunk != zeros[: len(chunk)]:
-                _write_all(disk.fileno(), chunk, partition.offset_bytes + done)
+            if done + len(chunk) > size_bytes:
+                break
+            if chunk != (zeros if len(chunk) == _CHUNK_BYTES else bytes(len(chunk))):
+                _write_all(disk.fileno(), chunk, offset + done)
             done += len(chunk)
             yield done
-    if -(-done // 512) * 512 < partition.size_bytes - 4096:
-        raise InputError(f"shrank to {done} bytes while it was read", where=str(content))
+    if done != size_bytes or chunk:
+        raise InputError(f"wanted {size_bytes} bytes, its size changed while it was read", where=str(content))
 
 
 def _write_all(descriptor: int, data: bytes, offset: int) -> None:
