@@ -161,3 +161,9 @@ def is_signature(key: PublicKeyTypes, signature: bytes, message: bytes, digest_n
     except InvalidSignature:
         return False
     return True
+
+
+def name_of_oid(oid: str) -> str:
+    """Returns the name of the algorithm that a CMS signature names: `rsa`, `ecdsa` (the OID does not say the curve), or the OID."""
+    rows = [row.name for row in ALGORITHMS if any(identifier.oid == oid for _, identifier in row.identifiers)]
+    return rows[0] if len(rows) == 1 else rows[0].partition("-")[0] if rows else oid

@@ -5,13 +5,24 @@ CMS is the one that most of the kernel's checks take; another kind (IMA's header
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Protocol
 
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from ipe_build.errors import VerificationError
-from ipe_build.formats.cms import Layout, SignedData, SignerIdentity, SignerInfo, decode_signed_data, encode_signed_data, signer_identity
+from ipe_build.errors import SignatureError, VerificationError
+from ipe_build.formats.cms import (
+    AlgorithmIdentifier,
+    Layout,
+    SignedData,
+    SignerIdentity,
+    SignerInfo,
+    decode_signed_data,
+    encode_signed_data,
+    signer_identity,
+)
 from ipe_build.signing.algorithms import HASHES, algorithm_of
 from ipe_build.signing.loading import public_key_of
 from ipe_build.signing.signer import Signer
@@ -58,9 +69,10 @@ class CmsEnvelope:
         """Returns the DER message. Raises: SigningKeyError when the digest does not go with the key."""
         identifier = algorithm_of(public_key_of(signer.certificate)).identifier(digest_name)
         certificate = signer.certificate.public_bytes(Encoding.DER)
-        info = SignerInfo(signer_identity(certificate), digest_name, identifier, signer.sign(payload, digest_name))
-        message = SignedData(payload if self.attached else None, (certificate,) if self.certificates else (), (info,))
-        return encode_signed_data(message, self.layout)
+        raw = signer.sign(payload, digest_name)
+        content = payload if self.attached else None
+        head = _head(self.layout, content, certificate if self.certificates else b"", certificate, digest_name, identifier, len(raw))
+        return head + raw
 
     def open(self, payload: bytes, signature: bytes) -> tuple[Claim, ...]:
         """Returns one claim a SignerInfo. Raises: FormatError, VerificationError."""
@@ -76,19 +88,27 @@ class CmsEnvelope:
     def _claim(self, info: SignerInfo, payload: bytes, certificates: tuple[bytes, ...]) -> Claim:
         """Returns the claim of one SignerInfo; with signed attributes the signature is over those, and they bind the payload."""
         if info.digest_name not in HASHES:
-            raise VerificationError(f"the digest {info.digest_name} is not one that we accept", where="signature")
+            raise SignatureError(f"the digest {info.digest_name} is not one that we accept", errno="ENOPKG", where="signature")
         message = payload
         if info.signed_attributes:
             if not self.attributes_allowed:
-                raise VerificationError("carries signed attributes, which the kernel refuses here (EKEYREJECTED)", where="signature")
+                raise SignatureError("carries signed attributes, which the kernel refuses here", errno="EKEYREJECTED", where="signature")
             if info.message_digest != _digest(payload, info.digest_name):
-                raise VerificationError("the signed messageDigest attribute is not the payload's digest", where="signature")
+                raise SignatureError("the signed messageDigest is not the payload's digest", errno="EKEYREJECTED", where="signature")
             message = info.signed_attributes
         return Claim(info.signer, message, info.digest_name, info.algorithm.oid, info.signature, certificates)
 
 
+@lru_cache(maxsize=64)
+def _head(
+    layout: Layout, content: bytes | None, carried: bytes, certificate: bytes, digest_name: str, identifier: AlgorithmIdentifier, size: int
+) -> bytes:
+    """Returns the DER message up to the raw signature, which is its last field: the same for all modules that one key signs."""
+    info = SignerInfo(signer_identity(certificate), digest_name, identifier, bytes(size))
+    message = SignedData(content, (carried,) if carried else (), (info,))
+    return encode_signed_data(message, layout)[:-size]
+
+
 def _digest(data: bytes, name: str) -> bytes:
     """Returns the digest of the data."""
-    import hashlib
-
     return hashlib.new(name, data).digest()

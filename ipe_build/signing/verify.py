@@ -8,11 +8,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from asn1crypto import x509 as asn1_x509
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from ipe_build.errors import FormatError, SigningKeyError, VerificationError
+from ipe_build.errors import FormatError, SignatureError, SigningKeyError
 from ipe_build.formats.cms import SignerIdentity, signer_identity
 from ipe_build.signing.algorithms import algorithm_of, is_signature
 from ipe_build.signing.envelopes import Claim
@@ -33,7 +34,7 @@ def verify_signature(profile: Profile, payload: bytes, signature: bytes, certifi
 
     As the kernel: every signature that can be traced to a trusted certificate must be right, and at least one must be traceable.
     Validity periods are not looked at, because the kernel does not (see `certificate_checks` for that).
-    Raises: VerificationError that says why; FormatError when `signature` is not of the profile's format.
+    Raises: SignatureError (or another VerificationError) that says why; FormatError when `signature` is not of the profile's format.
     """
     profile.check(payload)
     trusted = [_known(certificate) for certificate in certificates]
@@ -46,8 +47,9 @@ def verify_signature(profile: Profile, payload: bytes, signature: bytes, certifi
         else:
             found = found or signer
     if found is None:
-        raise VerificationError(
-            f"signed by {_who(strangers[0])}, which none of the {len(trusted)} trusted certificates vouches for (ENOKEY)",
+        raise SignatureError(
+            f"signed by {describe_signer(strangers[0].signer)}, which none of the {len(trusted)} trusted certificates vouches for",
+            errno="ENOKEY",
             where=profile.name,
             hint="sign with a key whose certificate is in the trusted set, or add its certificate there",
         )
@@ -57,7 +59,7 @@ def verify_signature(profile: Profile, payload: bytes, signature: bytes, certifi
 def _check_claim(claim: Claim, trusted: list[_Known]) -> x509.Certificate | None:
     """Returns the signer's certificate when the claim is right and traces to the trusted set, None when it does not trace.
 
-    Raises: VerificationError when a signature is wrong.
+    Raises: SignatureError when a signature is wrong.
     """
     carried = _carried(claim)
     signer = _find(claim.signer, carried) or _find(claim.signer, trusted)
@@ -66,11 +68,11 @@ def _check_claim(claim: Claim, trusted: list[_Known]) -> x509.Certificate | None
     key = public_key_of(signer.certificate)
     algorithm = algorithm_of(key)
     if claim.signature_oid != algorithm.identifier(claim.digest_name).oid:
-        raise VerificationError(f"names signature algorithm {claim.signature_oid}, its signer's key is {algorithm.name}", where="signature")
+        message = f"names signature algorithm {claim.signature_oid}, its signer's key is {algorithm.name}"
+        raise SignatureError(message, errno="EKEYREJECTED", where="signature")
     if not is_signature(key, claim.signature, claim.message, claim.digest_name):
-        raise VerificationError(
-            f"the signature of {signer.certificate.subject.rfc4514_string()!r} is not over this payload (EKEYREJECTED)", where="signature"
-        )
+        message = f"the signature of {signer.certificate.subject.rfc4514_string()!r} is not over this payload"
+        raise SignatureError(message, errno="EKEYREJECTED", where="signature")
     same_key = (row.certificate for row in trusted if public_bytes(public_key_of(row.certificate)) == public_bytes(key))
     known = next(same_key, None)
     if known is not None:
@@ -134,14 +136,12 @@ def _known(certificate: x509.Certificate) -> _Known:
     return _Known(certificate, signer_identity(certificate.public_bytes(Encoding.DER)), key_id)
 
 
-def _who(claim: Claim) -> str:
+def describe_signer(signer: SignerIdentity) -> str:
     """Returns how a message names its signer, for people."""
-    if claim.signer.subject_key_id:
-        return f"key id {claim.signer.subject_key_id.hex()}"
-    from asn1crypto import x509 as asn1_x509
-
+    if signer.subject_key_id:
+        return f"key id {signer.subject_key_id.hex()}"
     try:
-        name = asn1_x509.Name.load(claim.signer.issuer).human_friendly
+        name = asn1_x509.Name.load(signer.issuer).human_friendly
     except ValueError:
-        name = claim.signer.issuer.hex()
-    return f"serial {claim.signer.serial:x} of issuer {name!r}"
+        name = signer.issuer.hex()
+    return f"serial {signer.serial:x} of issuer {name!r}"

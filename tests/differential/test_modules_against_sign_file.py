@@ -1,0 +1,244 @@
+"""Signed modules: the kernel's sign-file, kmod's modinfo, and the compressors agree with ours; damage is told apart."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import stat
+from pathlib import Path
+
+import pytest
+from cryptography import x509
+
+from ipe_build.cli import main
+from ipe_build.errors import FormatError, InputError, ToolFailedError
+from ipe_build.formats.module_signature import MARKER, append_signature
+from ipe_build.host import Host
+from ipe_build.kernel.module_compression import COMPRESSIONS
+from ipe_build.kernel.modules import ModuleVerdict, find_modules, read_module, sign_modules, verify_module
+from ipe_build.signing.certificates import KeySet
+from ipe_build.signing.loading import load_certificate, load_certificates
+
+UNPACK = {"none": ["cat"], "gz": ["gzip", "-dc"], "xz": ["xz", "-dc"], "zst": ["zstd", "-dqc"]}
+PACK = {"none": ["cat"], "gz": ["gzip", "-nc"], "xz": ["xz", "--check=crc32", "--lzma2=dict=1MiB", "-c"], "zst": ["zstd", "-qc"]}
+KINDS = [row.name for row in COMPRESSIONS]
+SUFFIX = {row.name: row.suffix for row in COMPRESSIONS}
+
+
+def _by_sign_file(module: bytes, keys: KeySet, host: Host, sign_file: Path, folder: Path, digest: str = "sha256") -> bytes:
+    pair = keys.pair("module")
+    (folder / "theirs").write_bytes(module)
+    host.run([sign_file, digest, pair.key, pair.certificate, folder / "theirs"])
+    return (folder / "theirs").read_bytes()
+
+
+@pytest.fixture
+def trusted(test_keys: KeySet) -> tuple[x509.Certificate, ...]:
+    return load_certificates(test_keys.bundle)
+
+
+@pytest.mark.parametrize("digest", ["sha256", "sha384", "sha512"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_signed_module_is_byte_identical_to_sign_file(
+    kind: str, digest: str, unsigned_module: bytes, test_keys: KeySet, host: Host, tmp_path: Path, sign_file: Path, need
+) -> None:
+    if kind != "none":
+        need(UNPACK[kind][0])
+    path = tmp_path / f"demo.ko{SUFFIX[kind]}"
+    path.write_bytes(host.run(PACK[kind], stdin=unsigned_module).stdout)
+    path.chmod(0o640)
+    (signed,) = sign_modules([path], test_keys.pair("module").signer(host), host, digest_name=digest)
+    assert signed.path == path
+    assert stat.S_IMODE(path.stat().st_mode) == 0o640
+    wanted = _by_sign_file(unsigned_module, test_keys, host, sign_file, tmp_path, digest)
+    assert host.run(UNPACK[kind], stdin=path.read_bytes()).stdout == wanted
+
+
+def test_xz_module_has_the_checksum_and_dictionary_that_the_kernel_can_take(
+    unsigned_module: bytes, test_keys: KeySet, host: Host, tmp_path: Path, need
+) -> None:
+    need("xz")
+    path = tmp_path / "demo.ko"
+    path.write_bytes(unsigned_module)
+    (signed,) = sign_modules([path], test_keys.pair("module").signer(host), host, compression="xz")
+    assert signed.path == tmp_path / "demo.ko.xz"
+    assert not path.exists()
+    listing = host.run(["xz", "--robot", "-lvv", signed.path]).text
+    assert "CRC32" in listing
+    assert "--lzma2=dict=1MiB" in listing
+    assert [line for line in listing.splitlines() if line.startswith("block\t")] != []
+
+
+@pytest.mark.parametrize("layers", [1, 2])
+def test_signing_again_replaces_every_signature(
+    layers: int, unsigned_module: bytes, test_keys: KeySet, foreign_keys: KeySet, host: Host, tmp_path: Path, sign_file: Path
+) -> None:
+    module = unsigned_module
+    for _ in range(layers):
+        module = _by_sign_file(module, foreign_keys, host, sign_file, tmp_path)
+    path = tmp_path / "demo.ko"
+    path.write_bytes(module)
+    sign_modules([path], test_keys.pair("module").signer(host), host)
+    assert path.read_bytes() == _by_sign_file(unsigned_module, test_keys, host, sign_file, tmp_path)
+
+
+def test_modinfo_reads_our_signature(unsigned_module: bytes, test_keys: KeySet, host: Host, tmp_path: Path, need) -> None:
+    need("modinfo")
+    path = tmp_path / "demo.ko"
+    path.write_bytes(unsigned_module)
+    sign_modules([path], test_keys.pair("module").signer(host), host)
+    fields = dict(line.split(":", 1) for line in host.run(["modinfo", path]).text.splitlines() if ":" in line and line[0] != "\t")
+    certificate = load_certificate(test_keys.pair("module").certificate)
+    assert fields["sig_id"].strip() == "PKCS#7"
+    assert fields["sig_hashalgo"].strip() == "sha256"
+    assert fields["signer"].strip() == "TEST ipe-build root"
+    assert fields["sig_key"].replace(":", "").strip().lower() == f"{certificate.serial_number:x}"
+
+
+def _verdict(path: Path, data: bytes, trusted: tuple[x509.Certificate, ...], vermagic: str | None = None) -> ModuleVerdict:
+    path.write_bytes(data)
+    return verify_module(path, trusted, vermagic)
+
+
+def test_verdicts_tell_good_foreign_flipped_unsigned_and_damaged_apart(
+    unsigned_module: bytes, test_keys: KeySet, foreign_keys: KeySet, host: Host, tmp_path: Path, sign_file: Path, trusted
+) -> None:
+    path = tmp_path / "demo.ko"
+    signed = _by_sign_file(unsigned_module, test_keys, host, sign_file, tmp_path)
+    good = _verdict(path, signed, trusted)
+    assert (good.accepted, good.intact, good.errno) == (True, True, "")
+    assert good.certificate == load_certificate(test_keys.pair("module").certificate)
+    assert good.facts is not None
+    assert good.facts.vermagic == "6.12.0-test SMP preempt mod_unload "
+    assert (good.facts.algorithm, good.facts.digest_name) == ("rsa", "sha256")
+    foreign = _verdict(path, _by_sign_file(unsigned_module, foreign_keys, host, sign_file, tmp_path), trusted)
+    assert (foreign.accepted, foreign.intact, foreign.errno) == (False, None, "EKEYREJECTED")
+    assert "ENOKEY" in foreign.reason
+    flipped = bytearray(signed)
+    flipped[len(unsigned_module) // 2] ^= 4
+    changed = _verdict(path, bytes(flipped), trusted)
+    assert (changed.accepted, changed.intact, changed.errno) == (False, False, "EKEYREJECTED")
+    unsigned = _verdict(path, unsigned_module, trusted)
+    assert (unsigned.accepted, unsigned.intact, unsigned.errno) == (False, None, "EKEYREJECTED")
+    cut = _verdict(path, append_signature(unsigned_module, b"\x30\x03abc"), trusted)
+    assert (cut.accepted, cut.intact, cut.errno) == (False, False, "EBADMSG")
+    assert _verdict(path, b"text", trusted).errno == "ENOEXEC"
+    other = _verdict(path, signed, trusted, "6.12.0-other SMP ")
+    assert (other.accepted, other.intact, other.errno) == (False, True, "ENOEXEC")
+
+
+def test_stripping_after_signing_is_detected(unsigned_module: bytes, test_keys: KeySet, host: Host, tmp_path: Path, need, trusted) -> None:
+    need("strip")
+    path = tmp_path / "demo.ko"
+    path.write_bytes(unsigned_module)
+    sign_modules([path], test_keys.pair("module").signer(host), host)
+    assert verify_module(path, trusted).accepted
+    host.run(["strip", "--strip-debug", path])
+    verdict = verify_module(path, trusted)
+    assert not verdict.accepted
+    assert "stripped" in verdict.reason
+
+
+def _tree(folder: Path, module: bytes, count: int) -> Path:
+    for number in range(count):
+        place = folder / f"kernel/{number % 3}"
+        place.mkdir(parents=True, exist_ok=True)
+        (place / f"m{number}.ko").write_bytes(module + number.to_bytes(4, "little"))
+    (folder / "modules.dep").write_text("")
+    (folder / "link.ko").symlink_to("kernel/0/m0.ko")
+    return folder
+
+
+def _digests(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in find_modules([folder])}
+
+
+def test_parallel_workers_give_the_same_bytes_as_one_process(unsigned_module: bytes, test_keys: KeySet, host: Host, tmp_path: Path) -> None:
+    tree = _tree(tmp_path / "in", unsigned_module, 70)
+    before = _digests(tree)
+    signer = test_keys.pair("module").signer(host)
+    sign_modules(find_modules([tree]), signer, host, out=tmp_path / "one", root=tree, jobs=1)
+    results = sign_modules(find_modules([tree]), signer, host, out=tmp_path / "many", root=tree, jobs=3)
+    assert len(results) == 70
+    assert _digests(tmp_path / "one") == _digests(tmp_path / "many")
+    assert _digests(tree) == before
+    assert all(data.endswith(MARKER) for data in _digests(tmp_path / "many").values())
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_damaged_module_stops_signing_and_leaves_every_file_whole(
+    jobs: int, unsigned_module: bytes, test_keys: KeySet, host: Host, tmp_path: Path, trusted
+) -> None:
+    tree = _tree(tmp_path, unsigned_module, 40)
+    (tree / "kernel/0/m9.ko").write_bytes(b"not a module")
+    signer = test_keys.pair("module").signer(host)
+    with pytest.raises(FormatError, match=r"m9\.ko"):
+        sign_modules(find_modules([tree]), signer, host, jobs=jobs)
+    for path in find_modules([tree]):
+        whole = path.read_bytes()
+        assert whole == b"not a module" or read_module(path).payload.startswith(unsigned_module)
+    assert list(tree.rglob("*.tmp")) == []
+    (tree / "kernel/0/m9.ko").unlink()
+    sign_modules(find_modules([tree]), signer, host, jobs=jobs)
+    assert all(verify_module(path, trusted).accepted for path in find_modules([tree]))
+
+
+class _DyingSigner:
+    """A signer whose process is killed, as the kernel does when memory runs out."""
+
+    survives_fork = True
+
+    def __init__(self, certificate: x509.Certificate) -> None:
+        self.certificate = certificate
+
+    def sign(self, message: bytes, digest_name: str) -> bytes:
+        os.kill(os.getpid(), signal.SIGKILL)
+        return b""
+
+
+def test_killed_worker_is_an_error_and_not_a_hang(unsigned_module: bytes, test_keys: KeySet, host: Host, tmp_path: Path) -> None:
+    tree = _tree(tmp_path, unsigned_module, 40)
+    before = _digests(tree)
+    signer = _DyingSigner(load_certificate(test_keys.pair("module").certificate))
+    with pytest.raises(ToolFailedError, match="worker was killed"):
+        sign_modules(find_modules([tree]), signer, host, jobs=2)
+    assert _digests(tree) == before
+
+
+def test_two_modules_are_never_written_to_one_file(unsigned_module: bytes, test_keys: KeySet, host: Host, tmp_path: Path) -> None:
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "demo.ko").write_bytes(unsigned_module)
+    signer = test_keys.pair("module").signer(host)
+    with pytest.raises(InputError, match="same file"):
+        sign_modules(find_modules([tmp_path / "a", tmp_path / "b"]), signer, host, out=tmp_path / "out")
+
+
+@pytest.mark.parametrize("kind", ["gz", "xz", "zst"])
+def test_cut_or_extended_compressed_module_is_a_format_error(kind: str, unsigned_module: bytes, host: Host, tmp_path: Path, need) -> None:
+    need(PACK[kind][0])
+    packed = host.run(PACK[kind], stdin=unsigned_module).stdout
+    path = tmp_path / f"demo.ko.{kind}"
+    for damaged in (packed[:-5], packed[: len(packed) // 2], packed + b"garbage"):
+        path.write_bytes(damaged)
+        with pytest.raises(FormatError):
+            read_module(path)
+    path.write_bytes(packed)
+    assert read_module(path).payload == unsigned_module
+
+
+def test_verbs_sign_and_verify_a_folder(
+    unsigned_module: bytes, test_keys: KeySet, foreign_keys: KeySet, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tree = _tree(tmp_path / "in", unsigned_module, 5)
+    pair = test_keys.pair("module")
+    argv = ["modules", "sign", str(tree), "--key", pair.uri, "--cert", str(pair.certificate), "-o", str(tmp_path / "out")]
+    assert main([*argv, "--compression", "zst", "--json"]) == 0
+    assert len(json.loads(capsys.readouterr().out)["modules"]) == 5
+    assert main(["modules", "verify", str(tmp_path / "out"), "--trusted", str(test_keys.bundle), "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert {(row["accepted"], row["compression"], row["algorithm"]) for row in rows} == {(True, "zst", "rsa")}
+    assert main(["modules", "verify", str(tmp_path / "out"), "--trusted", str(foreign_keys.bundle)]) == 1
+    assert "0 accepted, 5 refused" in capsys.readouterr().out
+    assert main(argv) == 2
