@@ -1,0 +1,198 @@
+"""`ipe-build kernel`: fragment, check, build, inspect."""
+
+from __future__ import annotations
+
+import shutil
+from argparse import ArgumentParser, Namespace
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+from ipe_build.cli import Outcome
+from ipe_build.errors import ExitStatus, InputError
+from ipe_build.formats.dotconfig import parse_dotconfig
+from ipe_build.host import Host
+from ipe_build.kernel.build import Kernel, build_kernel
+from ipe_build.kernel.check import Difference, compare, explain
+from ipe_build.kernel.fragment import Fragment, fragment, render_fragment
+from ipe_build.kernel.needs import ROWS, Need
+from ipe_build.kernel.profiles import ALWAYS, BOARDS, BRINGS, DEBIAN_SOURCE, board_of_name, kernel_request, need_of_name
+from ipe_build.kernel.trust import KernelTrust
+from ipe_build.policy.parser import Role, parse
+from ipe_build.policy.properties import PROPERTY_OF_NAME
+
+
+class _SubVerb(NamedTuple):
+    """A row: the word, what adds its options, what runs it, one line of help."""
+
+    name: str
+    configure: Callable[[ArgumentParser], None]
+    run: Callable[[Namespace, Host], Outcome]
+    help: str
+
+
+def configure(parser: ArgumentParser) -> None:
+    """Adds the sub-verbs to the verb's parser."""
+    subs = parser.add_subparsers(dest="subverb", metavar="SUBVERB", required=True)
+    for row in _SUBVERBS:
+        sub = subs.add_parser(row.name, help=row.help, description=f"{row.help[0].upper()}{row.help[1:]}.")
+        row.configure(sub)
+
+
+def run(arguments: Namespace, host: Host) -> Outcome:
+    """Returns the outcome of the sub-verb that was asked for."""
+    return next(row for row in _SUBVERBS if row.name == arguments.subverb).run(arguments, host)
+
+
+def _need_options(parser: ArgumentParser) -> None:
+    """Adds the options that say what the kernel is needed for."""
+    parser.add_argument(
+        "--feature", action="append", default=[], metavar="NAME", help="what the kernel must be able to do (see --list); repeatable"
+    )
+    parser.add_argument("--board", metavar="NAME", help="also what this board needs to boot: " + ", ".join(board.name for board in BOARDS))
+    parser.add_argument(
+        "--property", action="append", default=[], metavar="NAME", help=f"an IPE property: {', '.join(PROPERTY_OF_NAME)}; repeatable"
+    )
+    parser.add_argument(
+        "--policy", action="append", default=[], type=Path, metavar="FILE", help="a policy, for the properties that it uses; repeatable"
+    )
+    parser.add_argument("--boot-policy", metavar="PATH", help="CONFIG_IPE_BOOT_POLICY: an absolute path, or one below the build folder")
+    parser.add_argument("--trusted-keys", metavar="PATH", help="CONFIG_SYSTEM_TRUSTED_KEYS: a PEM bundle")
+
+
+def _fragment(arguments: Namespace) -> Fragment:
+    """Returns the fragment that the options ask for."""
+    asked = {need_of_name(name) for name in arguments.feature}
+    asked |= {brought for need in asked for brought in BRINGS.get(need, ())}
+    asked |= set(board_of_name(arguments.board).needs) if arguments.board else set()
+    names = [*arguments.property, *(name for path in arguments.policy for name in _properties_of(path))]
+    return fragment({*ALWAYS, *asked}, dict.fromkeys(names), boot_policy=arguments.boot_policy, trusted_keys=arguments.trusted_keys)
+
+
+def _properties_of(path: Path) -> tuple[str, ...]:
+    """Returns the names of the properties that a policy's rules use."""
+    result = parse(_read(path), role=Role.BOOT)
+    if result.policy is None:
+        raise InputError(
+            result.problem.message if result.problem else "is no IPE policy", where=str(path), hint="see ipe-build policy check"
+        )
+    return tuple(dict.fromkeys(condition.property.name for rule in result.policy.rules for condition in rule.conditions))
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise InputError(error.strerror or str(error), where=str(path)) from error
+
+
+def _configure_fragment(parser: ArgumentParser) -> None:
+    _need_options(parser)
+    parser.add_argument("--list", action="store_true", help="print the features and the symbols of each, and end")
+    parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="write it there instead of printing it")
+
+
+def _run_fragment(arguments: Namespace, host: Host) -> Outcome:
+    """Returns the fragment's text; as JSON a list of symbols."""
+    if arguments.list:
+        rows = [{"feature": row.need.value, "symbol": row.symbol, "value": row.value, "why": row.why} for row in ROWS]
+        return Outcome(rows, "\n".join(_listing(need) for need in Need))
+    wanted = _fragment(arguments)
+    text = render_fragment(wanted)
+    if arguments.output is not None:
+        with host.output(arguments.output) as temporary:
+            temporary.write_bytes(text)
+    value = [{"symbol": row.symbol, "value": row.value, "why": row.why, "needs": list(row.needs)} for row in wanted.wanted]
+    return Outcome(value, f"wrote {arguments.output}" if arguments.output else text.decode().rstrip())
+
+
+def _listing(need: Need) -> str:
+    rows = [row for row in ROWS if row.need is need]
+    brought = f"  (brings {', '.join(BRINGS[need])})" if need in BRINGS else ""
+    return f"{need.value}{brought}\n" + "\n".join(f"  {row.symbol}={row.value or '(empty)'}: {row.why}" for row in rows)
+
+
+def _configure_check(parser: ArgumentParser) -> None:
+    parser.add_argument("config", type=Path, metavar=".config", help="a resolved kernel configuration")
+    _need_options(parser)
+    parser.add_argument("--source", type=Path, metavar="TREE", help="the kernel tree, to say what a missing symbol depends on")
+
+
+def _run_check(arguments: Namespace, host: Host) -> Outcome:
+    """Returns the differences between what is needed and what the configuration has."""
+    resolved = parse_dotconfig(_read(arguments.config), where=str(arguments.config))
+    wanted = _fragment(arguments)
+    found = compare(wanted, resolved)
+    if arguments.source is not None:
+        found = explain(found, resolved, arguments.source, board_of_name(arguments.board).srcarch if arguments.board else "x86")
+    text = "\n".join([*map(str, found), f"{arguments.config}: {len(found)} of {len(wanted.wanted)} symbols are not as needed"])
+    return Outcome([_difference(row) for row in found], text, ExitStatus.FINDING if found else ExitStatus.OK)
+
+
+def _difference(row: Difference) -> dict[str, object]:
+    return {
+        "symbol": row.symbol,
+        "wanted": row.wanted,
+        "got": row.got,
+        "why": row.why,
+        "needs": list(row.needs),
+        "hint": row.hint,
+    }
+
+
+def _configure_build(parser: ArgumentParser) -> None:
+    parser.add_argument("--source", type=Path, default=DEBIAN_SOURCE, metavar="TREE|TAR", help=f"kernel source (default {DEBIAN_SOURCE})")
+    parser.add_argument("--base", default="tinyconfig", help="base configuration: tinyconfig, defconfig, …, or file:PATH")
+    parser.add_argument("--board", default=BOARDS[0].name, help=f"what it is for (default {BOARDS[0].name})")
+    parser.add_argument(
+        "--feature", action="append", metavar="NAME", help="see kernel fragment --list (default: hardening, probes); repeatable"
+    )
+    parser.add_argument("--property", action="append", default=[], metavar="NAME", help="an IPE property that policies use; repeatable")
+    parser.add_argument("--filesystem", default="erofs", help="of the root: erofs, squashfs or ext4")
+    parser.add_argument("--module-compression", default="none", help="none, gzip, xz or zstd")
+    parser.add_argument("--fragment", action="append", default=[], type=Path, metavar="FILE", help="configuration of your own; repeatable")
+    parser.add_argument("--boot-policy", type=Path, required=True, metavar="FILE", help="the policy to compile in")
+    parser.add_argument("--trust", action="append", default=[], type=Path, metavar="CERT", help="a certificate to build in; repeatable")
+    parser.add_argument("--revoke", action="append", default=[], type=Path, metavar="CERT", help="a certificate not to trust; repeatable")
+    parser.add_argument(
+        "-o", "--output", type=Path, required=True, metavar="DIR", help="for the image, vmlinux, kernel.config and modules/"
+    )
+
+
+def _run_build(arguments: Namespace, host: Host) -> Outcome:
+    """Builds, copies the result to the output folder and returns where everything is."""
+    request = kernel_request(
+        arguments.source,
+        board=arguments.board,
+        features=("hardening", "probes") if arguments.feature is None else arguments.feature,
+        properties=arguments.property,
+        filesystem=arguments.filesystem,
+        module_compression=arguments.module_compression,
+        base=arguments.base,
+        fragments=tuple(arguments.fragment),
+    )
+    trust = KernelTrust(_read(arguments.boot_policy), tuple(map(_read, arguments.trust)), tuple(map(_read, arguments.revoke)))
+    kernel = build_kernel(request, trust, host)
+    with host.output_directory(arguments.output, marker="kernel.config") as folder:
+        _copy(kernel, folder)
+    value = {
+        "image": str(arguments.output / kernel.image.name),
+        "config": str(arguments.output / "kernel.config"),
+        "modules": str(arguments.output / "modules"),
+        "release": kernel.release,
+    }
+    return Outcome(value, f"{value['image']}: Linux {kernel.release}, {len(kernel.modules)} modules (unsigned) in {value['modules']}")
+
+
+def _copy(kernel: Kernel, folder: Path) -> None:
+    for path in (kernel.image, kernel.config, *([kernel.vmlinux] if kernel.vmlinux else [])):
+        shutil.copyfile(path, folder / path.name)
+    if kernel.modules_folder is not None:
+        shutil.copytree(kernel.modules_folder, folder / "modules" / kernel.release)
+
+
+_SUBVERBS: tuple[_SubVerb, ...] = (
+    _SubVerb("fragment", _configure_fragment, _run_fragment, "print the kernel configuration that a policy and an image need"),
+    _SubVerb("check", _configure_check, _run_check, "compare a resolved .config with what is needed"),
+    _SubVerb("build", _configure_build, _run_build, "build a kernel with a boot policy and certificates"),
+)
