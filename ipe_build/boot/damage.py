@@ -49,18 +49,20 @@ class Target:
 class Damage:
     """A row. `proof` is a regular expression that a console line must match, `never` one that none may match.
 
-    With `runs_application` the probe program starts and must see its application fail; otherwise it must not start at all.
+    `patch` says what changes, None for nothing. With `runs_application` the probe program starts and must see its application fail; otherwise it must not start at all. With
+    `firmware` the machine starts as a device does: no command line of ours, the image's own first program.
     """
 
     id: str
     what: str
     expected: str
     why: str
-    patch: Callable[[Target, Host], Patch]
+    patch: Callable[[Target, Host], Patch] | None
     proof: str
     never: str = ""
     runs_application: bool = False
     needs_foreign: bool = False
+    firmware: bool = False
 
 
 def open_target(disk: Path, folder: Path, foreign: Signer | None) -> Target:
@@ -187,3 +189,15 @@ DAMAGES: tuple[Damage, ...] = (
         needs_foreign=True,
     ),
 )
+
+FIRMWARE = Damage(
+    "firmware",
+    "nothing: UEFI firmware starts the boot loader of the unchanged image",
+    "the image's own first program is started",
+    "firmware, boot loader, kernel and initramfs find each other on the disk",
+    None,
+    r"ipe-init: starting /",
+    never=r"ipe-init: FATAL|Kernel panic",
+    firmware=True,
+)
+"""The boot that is nothing but a boot; asked for with `BootRequest.firmware`."""

@@ -79,7 +79,11 @@ def judge_damage(damage: Damage, boot: Boot, patches: Sequence[Patch], on_corrup
     problems += [f"the console says: {line}" for line in boot.console if damage.never and re.search(damage.never, line)]
     if boot.ended is Ended.TIMEOUT:
         problems.append("the machine hung until its time was up")
-    if damage.runs_application:
+    observed: str
+    more: list[str]
+    if damage.firmware:
+        observed, more = (damage.expected if proof else "it was not started"), []
+    elif damage.runs_application:
         observed, more = _judge_application(transcript, on_corruption)
     else:
         observed, more = _judge_unreached(transcript, damage)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from ipe_build.boot import layout
 from ipe_build.boot.console import END, Transcript, kernel_release, read_console
-from ipe_build.boot.damage import DAMAGES, Damage, open_target
+from ipe_build.boot.damage import DAMAGES, FIRMWARE, Damage, open_target
 from ipe_build.boot.entry import BootEntry, read_entry, with_options
 from ipe_build.boot.evidence import BootResult, Evidence, Subject
 from ipe_build.boot.expectation import Facts, Need, Probe, resolve
@@ -52,6 +52,7 @@ class BootRequest:
     dropped_capabilities: frozenset[str] = frozenset()
     on_corruption: str = "eio"
     destructive: bool = True
+    firmware: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +88,7 @@ def boot_image(request: BootRequest, host: Host) -> Evidence:
     return Evidence(
         subject=subject_of(boots[0], transcript),
         probes=tuple(results[probe.id] for probe in PROBES),
-        boots=tuple(damages[damage.id] for damage in DAMAGES),
+        boots=tuple(damages[damage.id] for damage in (*DAMAGES, FIRMWARE) if damage.id in damages),
         problems=_problems(boots[0], transcript),
         seconds=seconds,
     )
@@ -141,7 +142,7 @@ def _jobs(request: BootRequest, tried: Sequence[Probe], folder: Path, host: Host
     files = script_files() | (policy_files(request.policy) if request.policy else {})
     plan.write_bytes(build_disk(tried, files))
     control.write_bytes(build_disk([probe for probe in tried if probe.id in _CONTROL_PROBES], {}))
-    jobs = [_Job(None, (), plan)]
+    jobs = [_Job(None, (), plan), *([_Job(FIRMWARE, (), control)] if request.firmware else [])]
     if not request.destructive:
         return jobs, [(damage, "destructive boots were not asked for") for damage in DAMAGES]
     left_out = []
@@ -149,7 +150,7 @@ def _jobs(request: BootRequest, tried: Sequence[Probe], folder: Path, host: Host
     for damage in DAMAGES:
         if damage.needs_foreign and request.foreign is None:
             left_out.append((damage, "no foreign key was given"))
-        else:
+        elif damage.patch is not None:
             jobs.append(_Job(damage, (damage.patch(target, host),), control))
     return jobs, left_out
 
@@ -159,14 +160,15 @@ def _boot_all(request: BootRequest, kernel: DirectKernel, jobs: Sequence[_Job], 
     stop = threading.Event()
 
     def work(job: _Job) -> Boot:
+        firmware = job.damage is not None and job.damage.firmware
         return boot(
             request.disk,
             request.machine,
             host,
-            kernel=kernel,
+            kernel=None if firmware else kernel,
             patches=job.patches,
             extra_disk=job.plan,
-            stop_at=END,
+            stop_at=job.damage.proof if firmware and job.damage else END,
             cancelled=stop.is_set,
         )
 

@@ -1,0 +1,107 @@
+"""`ipe-build boot IMAGE`: boots it in QEMU, probes what runs and what is denied, boots damaged copies."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ipe_build.boot.evidence import evidence_table, evidence_value
+from ipe_build.boot.foreign import make_foreign_signer
+from ipe_build.boot.probe_disk import PolicyMaterial
+from ipe_build.boot.prove import BootRequest, boot_image
+from ipe_build.boot.qemu import ARCHITECTURES, Machine
+from ipe_build.cli import Outcome
+from ipe_build.errors import ExitStatus, InputError, UsageError
+from ipe_build.signing.backends import BACKENDS, open_signer
+from ipe_build.signing.signer import Signer
+
+if TYPE_CHECKING:
+    from ipe_build.host import Host
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments."""
+    parser.add_argument("image", type=Path, metavar="IMAGE", help="a raw disk image; it is only read")
+    parser.add_argument("--evidence", type=Path, metavar="OUT.json", help="write the evidence here too")
+    parser.add_argument("--force", action="store_true", help="replace OUT.json when it exists")
+    what = parser.add_argument_group("what is booted (default: what the image's boot entry says)")
+    what.add_argument("--kernel", type=Path, metavar="K", help="another kernel")
+    what.add_argument("--initrd", type=Path, metavar="I", help="another initramfs")
+    what.add_argument("--command-line", metavar="TEXT", help="another kernel command line")
+    what.add_argument("--firmware", action="store_true", help="boot the unchanged image from UEFI firmware as well")
+    device = parser.add_argument_group("what is known of the device")
+    device.add_argument(
+        "--policy", type=Path, metavar="FILE", help="text of the policy in force after boot; its probes need --key and --cert"
+    )
+    device.add_argument("--key", metavar="URI", help="who signs its policies, one of " + ", ".join(row.example for row in BACKENDS))
+    device.add_argument("--cert", type=Path, metavar="PEM", help="the key's certificate")
+    device.add_argument("--application", default="", metavar="COMMAND", help="a program of the root that must run")
+    device.add_argument("--interpreter", default="/bin/sh", metavar="COMMAND", help="a shell of the root (default: /bin/sh; '' for none)")
+    device.add_argument("--no-modules", action="store_true", help="the image has no module fixtures")
+    device.add_argument("--dropped", action="append", default=[], metavar="CAP_NAME", help="a capability that the initramfs drops")
+    device.add_argument("--on-corruption", choices=("eio", "restart", "panic"), default="eio", help="what dm-verity does (default: eio)")
+    machine = parser.add_argument_group("the machine")
+    machine.add_argument("--no-destructive", action="store_true", help="do not boot damaged copies")
+    machine.add_argument("--architecture", choices=sorted(ARCHITECTURES), default="x86-64")
+    machine.add_argument("--memory", type=int, default=512, metavar="MIB", help="memory (default: 512)")
+    machine.add_argument("--timeout", type=float, default=120, metavar="S", help="seconds after which a boot counts as hung (default: 120)")
+
+
+def run(arguments: argparse.Namespace, host: Host) -> Outcome:
+    """Boots and judges."""
+    if (arguments.policy, arguments.key, arguments.cert) != (None, None, None) and None in (
+        arguments.policy,
+        arguments.key,
+        arguments.cert,
+    ):
+        raise UsageError("--policy, --key and --cert go together", where="ipe-build boot")
+    if arguments.memory < 1 or arguments.timeout <= 0:
+        raise UsageError("--memory and --timeout must be above zero", where="ipe-build boot")
+    if arguments.evidence and arguments.evidence.exists() and not arguments.force:
+        raise UsageError(f"{arguments.evidence} exists already", where="ipe-build boot", hint="name another file, or say --force")
+    if not arguments.image.is_file():
+        raise InputError("wanted a disk image, there is no such file", where=str(arguments.image))
+    with host.scratch("ipe-build-foreign-") as folder:
+        evidence = boot_image(_request(arguments, make_foreign_signer(folder, host), host), host)
+    value = evidence_value(evidence)
+    if arguments.evidence:
+        with host.output(arguments.evidence, force=arguments.force) as temporary:
+            temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    return Outcome(value, evidence_table(evidence), ExitStatus.OK if evidence.as_expected else ExitStatus.FINDING)
+
+
+def _request(arguments: argparse.Namespace, foreign: Signer, host: Host) -> BootRequest:
+    """Returns what the arguments ask for. Raises: InputError, SigningKeyError."""
+    policy = None
+    if arguments.policy is not None:
+        signer = open_signer(arguments.key, arguments.cert, host)
+        policy = PolicyMaterial(_read(arguments.policy), signer, foreign)
+    for path in (arguments.kernel, arguments.initrd):
+        if path is not None and not path.is_file():
+            raise InputError("wanted a file, there is none", where=str(path))
+    return BootRequest(
+        disk=arguments.image,
+        machine=Machine(arguments.architecture, arguments.memory, timeout_s=arguments.timeout, time=host.source_date_epoch),
+        kernel=arguments.kernel,
+        initrd=arguments.initrd,
+        command_line=arguments.command_line,
+        policy=policy,
+        foreign=foreign,
+        modules=not arguments.no_modules,
+        application=tuple(shlex.split(arguments.application)),
+        interpreter=tuple(shlex.split(arguments.interpreter)),
+        dropped_capabilities=frozenset(arguments.dropped),
+        on_corruption=arguments.on_corruption,
+        destructive=not arguments.no_destructive,
+        firmware=arguments.firmware,
+    )
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise InputError(f"cannot be read: {error.strerror}", where=str(path)) from error
