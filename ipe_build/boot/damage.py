@@ -49,8 +49,8 @@ class Target:
 class Damage:
     """A row. `proof` is a regular expression that a console line must match, `never` one that none may match.
 
-    `patch` says what changes, None for nothing. With `runs_application` the probe program starts and must see its application fail; otherwise it must not start at all. With
-    `firmware` the machine starts as a device does: no command line of ours, the image's own first program.
+    `patch` says what changes, None for nothing. With `runs_application` the probe program starts and must see its application fail;
+    otherwise it must not start at all. With `firmware` the machine starts as a device does: no command line of ours, its own init.
     """
 
     id: str
