@@ -1,0 +1,253 @@
+"""`ipe-build image`: the parts of a device image: filesystem, initramfs, disk."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+from uuid import NAMESPACE_URL, UUID, uuid5
+
+from ipe_build.cli import Outcome
+from ipe_build.errors import InputError, UsageError
+from ipe_build.image.disk import Disk, DiskRequest, make_disk
+from ipe_build.image.esp import BootEntry
+from ipe_build.image.filesystem import MAKERS, FilesystemRequest, FilesystemType, make_filesystem
+from ipe_build.image.initramfs import CAPABILITIES, VERITY_OPTIONS, Compression, InitramfsRequest, OnFailure, make_initramfs
+from ipe_build.image.partition_types import PARTITION_TYPES
+from ipe_build.image.rootfs import Entry, PathRule
+
+if TYPE_CHECKING:
+    from ipe_build.host import Host
+
+_MIB = 1 << 20
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Adds the sub-verbs."""
+    actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
+    rows: tuple[tuple[str, str, Callable[[argparse.ArgumentParser], None]], ...] = (
+        ("filesystem", "make an EROFS, SquashFS or ext4 image of a folder or tar, without being root", _configure_filesystem),
+        ("initramfs", "make the initramfs that opens the verity root and loads the policies, or stops", _configure_initramfs),
+        ("disk", "make a disk image with discoverable partitions", _configure_disk),
+    )
+    for name, help_text, add in rows:
+        sub = actions.add_parser(name, help=help_text, description=f"{help_text[0].upper()}{help_text[1:]}.")
+        add(sub)
+        sub.add_argument("-o", "--output", type=Path, required=True, metavar="FILE", help="the file to write")
+        sub.add_argument("--force", action="store_true", help="replace the output if it exists")
+
+
+def run(arguments: argparse.Namespace, host: Host) -> Outcome:
+    """Returns the outcome of the sub-verb."""
+    actions = {"filesystem": _filesystem, "initramfs": _initramfs, "disk": _disk}
+    return actions[arguments.action](arguments, host)
+
+
+def _configure_filesystem(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("source", type=Path, metavar="SOURCE", help="a folder, a tar (also .gz, .bz2, .xz, .zst), or a finished image")
+    names = ", ".join(f"{row.filesystem}: {', '.join(row.compressions)}" for row in MAKERS)
+    parser.add_argument("--filesystem", choices=[str(name) for name in FilesystemType], default="erofs", help="default: erofs")
+    parser.add_argument("--compression", default="", metavar="NAME", help=f"the first is the default: {names}")
+    parser.add_argument("--uuid", help="the filesystem's UUID (default: derived from SOURCE_DATE_EPOCH)")
+    owners = parser.add_mutually_exclusive_group()
+    owners.add_argument("--keep-owners", action="store_true", help="keep the source's owners (the default for a tar)")
+    owners.add_argument("--root-owned", action="store_true", help="everything belongs to 0:0 (the default for a folder)")
+    parser.add_argument(
+        "--owner", action="append", default=[], metavar="PATTERN=UID:GID[:MODE]", help="owner and octal mode of the paths that match"
+    )
+    parser.add_argument("--add", action="append", default=[], metavar="PATH=FILE[:MODE]", help="put a file into the image (mode 0644)")
+    parser.add_argument("--size-mib", type=int, default=0, metavar="N", help="size of an ext4 image (default: as small as fits)")
+    parser.add_argument("--no-xattrs", action="store_true", help="leave extended attributes out")
+
+
+def _configure_initramfs(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--root-hash", required=True, metavar="HEX|FILE|cmdline", help="the root hash; cmdline: roothash= names it")
+    parser.add_argument("--filesystem", required=True, choices=[str(name) for name in FilesystemType], help="of the verity root")
+    parser.add_argument("--architecture", choices=list(PARTITION_TYPES), default="x86-64", help="default: x86-64")
+    parser.add_argument("--signature", default="partition", metavar="WHERE", help="partition (default), partuuid:UUID, file:/PATH or none")
+    parser.add_argument(
+        "--policy", action="append", default=[], metavar="PATH", help="signed policy on the verity root; its stem is its name"
+    )
+    parser.add_argument("--delete-policy", action="append", default=[], metavar="NAME", help="policy to delete when the others are active")
+    parser.add_argument("--verity-option", action="append", default=[], choices=sorted(VERITY_OPTIONS), help="passed on to dm-verity")
+    parser.add_argument(
+        "--drop-capability", action="append", default=[], choices=CAPABILITIES, metavar="CAP_NAME", help="taken from everyone"
+    )
+    parser.add_argument("--success-audit", choices=("0", "1"), help="what ipe/success_audit is set to")
+    parser.add_argument("--init", default="/sbin/init", metavar="PATH", help="default: /sbin/init")
+    parser.add_argument("--init-override", action="store_true", help="init= on the command line may name another")
+    parser.add_argument("--on-failure", choices=[str(name) for name in OnFailure], default="panic", help="default: panic")
+    parser.add_argument("--recovery", type=Path, metavar="FILE", help="static program for --on-failure recovery")
+    parser.add_argument("--module", action="append", default=[], type=Path, metavar="FILE", help="kernel module to load first, in order")
+    parser.add_argument("--wait", type=int, default=10, metavar="SECONDS", help="how long to wait for a partition (default: 10)")
+    parser.add_argument("--compression", choices=[str(name) for name in Compression], default="gzip", help="default: gzip")
+    parser.add_argument("--compiler", default="gcc", metavar="PROGRAM", help="the C compiler for the device (default: gcc)")
+
+
+def _configure_disk(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("filesystem", type=Path, metavar="FILESYSTEM", help="the root filesystem's image")
+    parser.add_argument("hash", type=Path, nargs="?", metavar="HASH", help="the hash area (default: FILESYSTEM.verity)")
+    parser.add_argument("--root-hash", required=True, metavar="HEX|FILE", help="the root hash in hex, or a file that holds it")
+    parser.add_argument("--verity-sig", type=Path, metavar="FILE", help="the signature partition's JSON")
+    parser.add_argument(
+        "--kernel", type=Path, metavar="FILE", help="kernel for the EFI system partition; without one there is no such partition"
+    )
+    parser.add_argument("--initramfs", type=Path, metavar="FILE", help="its initramfs")
+    parser.add_argument("--command-line", default="", metavar="TEXT", help="its command line")
+    parser.add_argument("--name", default="ipe-build", help="name of the boot entry (default: ipe-build)")
+    parser.add_argument("--uuid", help="the disk's UUID (default: derived from the root hash)")
+    parser.add_argument("--esp-mib", type=int, default=64, metavar="N", help="size of the EFI system partition (default: 64)")
+    parser.add_argument("--no-boot-loader", action="store_true", help="leave systemd-boot out")
+    parser.add_argument("--boot-loader", type=Path, metavar="FILE", help="a boot loader instead of the installed systemd-boot")
+    parser.add_argument("--architecture", choices=list(PARTITION_TYPES), default="x86-64", help="default: x86-64")
+
+
+def _filesystem(arguments: argparse.Namespace, host: Host) -> Outcome:
+    """Runs `image filesystem`."""
+    request = FilesystemRequest(
+        arguments.source,
+        _uuid(arguments.uuid) or uuid5(NAMESPACE_URL, f"ipe-build:filesystem:{host.source_date_epoch}"),
+        FilesystemType(arguments.filesystem),
+        arguments.compression,
+        True if arguments.keep_owners else False if arguments.root_owned else None,
+        tuple(_addition(text) for text in arguments.add),
+        tuple(_rule(text) for text in arguments.owner),
+        arguments.size_mib * _MIB,
+        not arguments.no_xattrs,
+    )
+    image = make_filesystem(request, arguments.output, host, force=arguments.force)
+    value = {"path": str(image.path), "filesystem": str(image.filesystem), "size_bytes": image.size_bytes, "entries": image.entries}
+    return Outcome(value, f"{image.path}: {image.filesystem}, {image.size_bytes} bytes, {image.entries} entries")
+
+
+def _initramfs(arguments: argparse.Namespace, host: Host) -> Outcome:
+    """Runs `image initramfs`."""
+    request = InitramfsRequest(
+        root_hash=None if arguments.root_hash == "cmdline" else _root_hash(arguments.root_hash),
+        filesystem=arguments.filesystem,
+        init=arguments.init,
+        init_from_command_line=arguments.init_override,
+        signature=arguments.signature,
+        signature_type=PARTITION_TYPES[arguments.architecture].root_verity_sig,
+        verity_options=tuple(arguments.verity_option),
+        wait_s=arguments.wait,
+        policies=tuple(arguments.policy),
+        delete_policies=tuple(arguments.delete_policy),
+        success_audit=None if arguments.success_audit is None else arguments.success_audit == "1",
+        drop_capabilities=tuple(arguments.drop_capability),
+        on_failure=OnFailure(arguments.on_failure),
+        recovery=arguments.recovery,
+        modules=tuple(arguments.module),
+        compression=Compression(arguments.compression),
+        compiler=arguments.compiler,
+    )
+    made = make_initramfs(request, arguments.output, host, force=arguments.force)
+    value = {"path": str(made.path), "size_bytes": made.size_bytes, "compression": str(made.compression), "entries": made.entries}
+    return Outcome(value, f"{made.path}: {made.size_bytes} bytes ({made.compression}), {made.entries} entries")
+
+
+def _disk(arguments: argparse.Namespace, host: Host) -> Outcome:
+    """Runs `image disk`."""
+    if arguments.kernel is None and (arguments.initramfs is not None or arguments.command_line):
+        raise UsageError("an initramfs or a command line needs a kernel", where="image disk", hint="give --kernel")
+    root_hash = _root_hash(arguments.root_hash)
+    entry = None
+    if arguments.kernel is not None:
+        entry = BootEntry(arguments.name, arguments.name, arguments.kernel, arguments.initramfs, arguments.command_line)
+    request = DiskRequest(
+        filesystem=arguments.filesystem,
+        hash_area=arguments.hash or Path(f"{arguments.filesystem}.verity"),
+        root_hash=root_hash,
+        signature=_read(arguments.verity_sig) if arguments.verity_sig is not None else None,
+        disk_uuid=_uuid(arguments.uuid) or uuid5(NAMESPACE_URL, f"ipe-build:disk:{root_hash.hex()}"),
+        entry=entry,
+        architecture=arguments.architecture,
+        esp_bytes=arguments.esp_mib * _MIB,
+        boot_loader=not arguments.no_boot_loader,
+        boot_loader_path=arguments.boot_loader,
+    )
+    disk = make_disk(request, arguments.output, host, force=arguments.force)
+    return Outcome(disk_value(disk), _disk_text(disk))
+
+
+def disk_value(disk: Disk) -> dict[str, object]:
+    """Returns a disk's facts for --json."""
+    partitions = [
+        {
+            "number": partition.number,
+            "name": partition.name,
+            "type": str(partition.type_uuid),
+            "uuid": str(partition.uuid),
+            "offset_bytes": partition.offset_bytes,
+            "size_bytes": partition.size_bytes,
+        }
+        for partition in disk.table.partitions
+    ]
+    return {
+        "path": str(disk.path),
+        "uuid": str(disk.table.disk_uuid),
+        "size_bytes": disk.table.size_bytes,
+        "architecture": disk.architecture,
+        "partitions": partitions,
+    }
+
+
+def _disk_text(disk: Disk) -> str:
+    """Returns a disk's facts as a table."""
+    lines = [f"{disk.path}: {disk.table.size_bytes} bytes, {disk.table.disk_uuid}"]
+    for partition in disk.table.partitions:
+        lines.append(f"  {partition.number}  {partition.offset_bytes:>12} {partition.size_bytes:>12}  {partition.uuid}  {partition.name}")
+    return "\n".join(lines)
+
+
+def _root_hash(text: str) -> bytes:
+    """Returns the root hash that an option gives in hex or as a file of hex. Raises: UsageError."""
+    path = Path(text)
+    if "/" in text or path.is_file():
+        text = _read(path).decode("ascii", "replace").strip()
+    try:
+        return bytes.fromhex(text)
+    except ValueError:
+        raise UsageError(f"wanted hex digits or a file that holds them, got {text!r}", where="--root-hash") from None
+
+
+def _uuid(text: str | None) -> UUID | None:
+    """Returns the UUID of an option. Raises: UsageError."""
+    try:
+        return UUID(text) if text is not None else None
+    except ValueError:
+        raise UsageError(f"wanted a UUID, got {text!r}", where="--uuid") from None
+
+
+def _addition(text: str) -> Entry:
+    """Returns the file that `PATH=FILE[:MODE]` adds."""
+    path, equals, source = text.partition("=")
+    name, colon, mode = source.rpartition(":")
+    if not colon or not mode or not set(mode) <= set("01234567"):
+        name, mode = source, "644"
+    if not equals or not name or not path.strip("/"):
+        raise UsageError(f"wanted PATH=FILE[:MODE], got {text!r}", where="--add")
+    return Entry.file(path.strip("/"), Path(name), mode=int(mode, 8) & 0o7777)
+
+
+def _rule(text: str) -> PathRule:
+    """Returns the rule that `PATTERN=UID:GID[:MODE]` says."""
+    pattern, equals, owner = text.rpartition("=")
+    words = owner.split(":")
+    try:
+        if not equals or len(words) not in (2, 3):
+            raise ValueError
+        uid, gid = int(words[0]), int(words[1])
+        mode = int(words[2], 8) if len(words) == 3 else None
+    except ValueError:
+        raise UsageError(f"wanted PATTERN=UID:GID[:MODE], got {text!r}", where="--owner") from None
+    return PathRule(pattern, uid, gid, mode)
+
+
+def _read(path: Path) -> bytes:
+    """Returns a file's content. Raises: InputError."""
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise InputError(f"cannot be read: {error.strerror}", where=str(path)) from error
