@@ -29,7 +29,7 @@ deps:
 
 $(VENV)/.installed: pyproject.toml $(wildcard setup.py ipe_build/integrity/*.c)
 	$(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check --config-settings editable_mode=compat --editable '.[dev]'
 	touch $@
 
 clean:

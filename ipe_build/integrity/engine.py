@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, NamedTuple
 
 from ipe_build.errors import InputError
@@ -105,7 +106,20 @@ def choose_kernel(algorithm: HashAlgorithm, host: Host) -> Kernel:
 
 def kernels(algorithm: HashAlgorithm) -> tuple[str, ...]:
     """Returns the names of the C extension's implementations that run on this processor, the fastest first; () without the extension."""
-    return ()
+    extension = native()
+    if extension is None:
+        return ()
+    found: tuple[str, ...] = extension.kernels(algorithm.name)
+    return found
+
+
+def native() -> ModuleType | None:
+    """Returns the C extension, or None where the package was installed without it."""
+    try:
+        from ipe_build.integrity import _native
+    except ImportError:
+        return None
+    return _native
 
 
 def hash_level(job: LevelJob, kernel: Kernel, progress: Progress) -> None:
@@ -141,9 +155,20 @@ def digest_block(hashing: BlockHash, block: bytes) -> bytes:
 
 def _run(job: LevelJob, kernel: Kernel, progress: Progress, bitmap: bytearray | None) -> Report:
     """Returns how the job ended; with `bitmap` digests are compared (a bit set for each that differs), without they are written."""
-    from ipe_build.integrity import fallback
+    extension = native() if kernel.native else None
+    if extension is None:
+        from ipe_build.integrity import fallback
 
-    return fallback.run(job, kernel.jobs, progress, bitmap)
+        return fallback.run(job, kernel.jobs, progress, bitmap)
+    hashing, slots = job.hashing, job.slots
+    found = extension.level(
+        *(hashing.algorithm.name, kernel.native, hashing.prefix, hashing.suffix),
+        *(job.source, job.source_offset, job.source_bytes, job.block_size),
+        *(job.target, job.target_offset, slots.block_size, slots.per_block, slots.slot_size),
+        *(bitmap, kernel.jobs, progress),
+    )
+    progress(job.source_bytes)
+    return Report(*found)
 
 
 def _raise(job: LevelJob, report: Report) -> None:

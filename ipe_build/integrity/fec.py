@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ipe_build.errors import InputError
+from ipe_build.integrity import engine
 from ipe_build.integrity.reed_solomon import CODEWORD, parity
 from ipe_build.integrity.verity import amount_shown
 
@@ -77,11 +78,18 @@ def encode(source: Input, hash_area: int, tree: VerityTree, covered: int, target
     """Writes the parity of all rounds into the open file `target`, from the FEC offset on. Raises: InputError, OSError."""
     cover = Cover.of(source.descriptor, hash_area, tree, covered)
     offset = tree.parameters.fec.offset if tree.parameters.fec is not None else 0
-    show = amount_shown(host, cover.rounds)
+    extension = engine.native() if host.env.get(engine.KERNEL_VARIABLE) != "python" else None
+    if extension is not None:
+        place = (source.descriptor, hash_area, cover.hash_offset, cover.data_blocks, covered, cover.block_size, cover.roots)
+        report = engine.Report(*extension.fec(*place, target, offset, host.jobs, None))
+        if report.status != engine.STATUS_OK:
+            raise OSError(report.errno, os.strerror(report.errno), str(source.path))
+        return
+    show = amount_shown(host, cover.rounds * cover.columns * cover.block_size)
     for number in range(cover.rounds):
         _write(target, round_parity(cover, number), offset)
         offset += cover.block_size * cover.roots
-        show(number + 1)
+        show((number + 1) * cover.columns * cover.block_size)
 
 
 def round_parity(cover: Cover, number: int) -> bytes:

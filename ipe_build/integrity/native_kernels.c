@@ -1,0 +1,314 @@
+/* The compression functions of SHA-256 and SHA-512 for several lanes at once. Source: FIPS 180-4, sections 4 and 6. */
+#include "native.h"
+
+#include <string.h>
+
+static const uint32_t K256[64] __attribute__((aligned(64))) = {
+    0x428a2f98, 0x71374491, 0xb5c0fbcf, 0xe9b5dba5, 0x3956c25b, 0x59f111f1, 0x923f82a4, 0xab1c5ed5, 0xd807aa98, 0x12835b01, 0x243185be,
+    0x550c7dc3, 0x72be5d74, 0x80deb1fe, 0x9bdc06a7, 0xc19bf174, 0xe49b69c1, 0xefbe4786, 0x0fc19dc6, 0x240ca1cc, 0x2de92c6f, 0x4a7484aa,
+    0x5cb0a9dc, 0x76f988da, 0x983e5152, 0xa831c66d, 0xb00327c8, 0xbf597fc7, 0xc6e00bf3, 0xd5a79147, 0x06ca6351, 0x14292967, 0x27b70a85,
+    0x2e1b2138, 0x4d2c6dfc, 0x53380d13, 0x650a7354, 0x766a0abb, 0x81c2c92e, 0x92722c85, 0xa2bfe8a1, 0xa81a664b, 0xc24b8b70, 0xc76c51a3,
+    0xd192e819, 0xd6990624, 0xf40e3585, 0x106aa070, 0x19a4c116, 0x1e376c08, 0x2748774c, 0x34b0bcb5, 0x391c0cb3, 0x4ed8aa4a, 0x5b9cca4f,
+    0x682e6ff3, 0x748f82ee, 0x78a5636f, 0x84c87814, 0x8cc70208, 0x90befffa, 0xa4506ceb, 0xbef9a3f7, 0xc67178f2};
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+
+static const uint64_t K512[80] __attribute__((aligned(64))) = {
+    0x428a2f98d728ae22, 0x7137449123ef65cd, 0xb5c0fbcfec4d3b2f, 0xe9b5dba58189dbbc, 0x3956c25bf348b538, 0x59f111f1b605d019,
+    0x923f82a4af194f9b, 0xab1c5ed5da6d8118, 0xd807aa98a3030242, 0x12835b0145706fbe, 0x243185be4ee4b28c, 0x550c7dc3d5ffb4e2,
+    0x72be5d74f27b896f, 0x80deb1fe3b1696b1, 0x9bdc06a725c71235, 0xc19bf174cf692694, 0xe49b69c19ef14ad2, 0xefbe4786384f25e3,
+    0x0fc19dc68b8cd5b5, 0x240ca1cc77ac9c65, 0x2de92c6f592b0275, 0x4a7484aa6ea6e483, 0x5cb0a9dcbd41fbd4, 0x76f988da831153b5,
+    0x983e5152ee66dfab, 0xa831c66d2db43210, 0xb00327c898fb213f, 0xbf597fc7beef0ee4, 0xc6e00bf33da88fc2, 0xd5a79147930aa725,
+    0x06ca6351e003826f, 0x142929670a0e6e70, 0x27b70a8546d22ffc, 0x2e1b21385c26c926, 0x4d2c6dfc5ac42aed, 0x53380d139d95b3df,
+    0x650a73548baf63de, 0x766a0abb3c77b2a8, 0x81c2c92e47edaee6, 0x92722c851482353b, 0xa2bfe8a14cf10364, 0xa81a664bbc423001,
+    0xc24b8b70d0f89791, 0xc76c51a30654be30, 0xd192e819d6ef5218, 0xd69906245565a910, 0xf40e35855771202a, 0x106aa07032bbd1b8,
+    0x19a4c116b8d2d0c8, 0x1e376c085141ab53, 0x2748774cdf8eeb99, 0x34b0bcb5e19b48a8, 0x391c0cb3c5c95a63, 0x4ed8aa4ae3418acb,
+    0x5b9cca4f7763e373, 0x682e6ff3d6b2b8a3, 0x748f82ee5defb2fc, 0x78a5636f43172f60, 0x84c87814a1f0ab72, 0x8cc702081a6439ec,
+    0x90befffa23631e28, 0xa4506cebde82bde9, 0xbef9a3f7b2c67915, 0xc67178f2e372532b, 0xca273eceea26619c, 0xd186b8c721c0c207,
+    0xeada7dd6cde0eb1e, 0xf57d4f7fee6ed178, 0x06f067aa72176fba, 0x0a637dc5a2c898a6, 0x113f9804bef90dae, 0x1b710b35131c471b,
+    0x28db77f523047d84, 0x32caab7b40c72493, 0x3c9ebe0a15c9bebc, 0x431d67c49c100d4c, 0x4cc5d4becb3e42b6, 0x597f299cfc657e2a,
+    0x5fcb6fab3ad6faec, 0x6c44198c4a475817};
+
+/* --- SHA-NI: the processor's own rounds. Four lanes hide their latency. ------------------------------------------------------- */
+
+#define SHA_NI __attribute__((target("sha,sse4.1,ssse3")))
+
+/* sha256rnds2 wants the chaining value as (A B E F) and (C D G H), highest word first. */
+static inline SHA_NI void ni_load(const chain *state, __m128i *abef, __m128i *cdgh) {
+    __m128i dcba = _mm_loadu_si128((const __m128i *)state->w32);
+    __m128i hgfe = _mm_loadu_si128((const __m128i *)(state->w32 + 4));
+    __m128i cdab = _mm_shuffle_epi32(dcba, 0xB1);
+    __m128i efgh = _mm_shuffle_epi32(hgfe, 0x1B);
+    *abef = _mm_alignr_epi8(cdab, efgh, 8);
+    *cdgh = _mm_blend_epi16(efgh, cdab, 0xF0);
+}
+
+static inline SHA_NI void ni_store(chain *state, __m128i abef, __m128i cdgh) {
+    __m128i feba = _mm_shuffle_epi32(abef, 0x1B);
+    __m128i dchg = _mm_shuffle_epi32(cdgh, 0xB1);
+    _mm_storeu_si128((__m128i *)state->w32, _mm_blend_epi16(feba, dchg, 0xF0));
+    _mm_storeu_si128((__m128i *)(state->w32 + 4), _mm_alignr_epi8(dchg, feba, 8));
+}
+
+/* Four rounds of every lane: m[cur] holds their words; the words of later rounds are made on the way. */
+#define NI_ROUNDS(LANES, g)                                                                                                  \
+    _Pragma("GCC unroll 4") for (int l = 0; l < (LANES); l++) {                                                              \
+        if ((g) < 4)                                                                                                         \
+            m[l][(g) & 3] = _mm_shuffle_epi8(_mm_loadu_si128((const __m128i *)(p[l] + 16 * ((g) & 3))), swap);               \
+        __m128i wk = _mm_add_epi32(m[l][(g) & 3], _mm_load_si128((const __m128i *)(K256 + 4 * (g))));                        \
+        cdgh[l] = _mm_sha256rnds2_epu32(cdgh[l], abef[l], wk);                                                               \
+        if ((g) >= 3 && (g) < 15)                                                                                            \
+            m[l][((g) + 1) & 3] = _mm_sha256msg2_epu32(                                                                      \
+                _mm_add_epi32(m[l][((g) + 1) & 3], _mm_alignr_epi8(m[l][(g) & 3], m[l][((g) + 3) & 3], 4)), m[l][(g) & 3]);  \
+        abef[l] = _mm_sha256rnds2_epu32(abef[l], cdgh[l], _mm_shuffle_epi32(wk, 0x0E));                                      \
+        if ((g) >= 1 && (g) < 13) m[l][((g) + 3) & 3] = _mm_sha256msg1_epu32(m[l][((g) + 3) & 3], m[l][(g) & 3]);            \
+    }
+
+#define NI_COMPRESS(NAME, LANES)                                                                                             \
+    static SHA_NI void NAME(chain *states, const uint8_t *const *data, size_t blocks) {                                      \
+        const __m128i swap = _mm_set_epi64x(0x0c0d0e0f08090a0bULL, 0x0405060700010203ULL);                                   \
+        __m128i abef[LANES], cdgh[LANES], m[LANES][4];                                                                       \
+        const uint8_t *p[LANES];                                                                                             \
+        for (int l = 0; l < (LANES); l++) {                                                                                  \
+            p[l] = data[l];                                                                                                  \
+            ni_load(&states[l], &abef[l], &cdgh[l]);                                                                         \
+        }                                                                                                                    \
+        while (blocks--) {                                                                                                   \
+            __m128i old_abef[LANES], old_cdgh[LANES];                                                                        \
+            for (int l = 0; l < (LANES); l++) {                                                                              \
+                old_abef[l] = abef[l];                                                                                       \
+                old_cdgh[l] = cdgh[l];                                                                                       \
+            }                                                                                                                \
+            NI_ROUNDS(LANES, 0) NI_ROUNDS(LANES, 1) NI_ROUNDS(LANES, 2) NI_ROUNDS(LANES, 3)                                  \
+            NI_ROUNDS(LANES, 4) NI_ROUNDS(LANES, 5) NI_ROUNDS(LANES, 6) NI_ROUNDS(LANES, 7)                                  \
+            NI_ROUNDS(LANES, 8) NI_ROUNDS(LANES, 9) NI_ROUNDS(LANES, 10) NI_ROUNDS(LANES, 11)                                \
+            NI_ROUNDS(LANES, 12) NI_ROUNDS(LANES, 13) NI_ROUNDS(LANES, 14) NI_ROUNDS(LANES, 15)                              \
+            for (int l = 0; l < (LANES); l++) {                                                                              \
+                abef[l] = _mm_add_epi32(abef[l], old_abef[l]);                                                               \
+                cdgh[l] = _mm_add_epi32(cdgh[l], old_cdgh[l]);                                                               \
+                p[l] += 64;                                                                                                  \
+            }                                                                                                                \
+        }                                                                                                                    \
+        for (int l = 0; l < (LANES); l++) ni_store(&states[l], abef[l], cdgh[l]);                                            \
+    }
+
+NI_COMPRESS(ni_compress_4, 4)
+NI_COMPRESS(ni_compress_1, 1)
+
+/* --- AVX2: eight lanes, one in each 32-bit column. ---------------------------------------------------------------------------- */
+
+#define AVX2 __attribute__((target("avx2")))
+#define ROR32(x, n) _mm256_or_si256(_mm256_srli_epi32(x, n), _mm256_slli_epi32(x, 32 - (n)))
+#define XOR3(a, b, c) _mm256_xor_si256(_mm256_xor_si256(a, b), c)
+
+/* Turns eight rows of eight words into eight columns. */
+static inline AVX2 void avx2_transpose(__m256i r[8]) {
+    __m256i t[8], u[8];
+    for (int i = 0; i < 8; i += 2) {
+        t[i] = _mm256_unpacklo_epi32(r[i], r[i + 1]);
+        t[i + 1] = _mm256_unpackhi_epi32(r[i], r[i + 1]);
+    }
+    for (int i = 0; i < 8; i += 4) {
+        u[i] = _mm256_unpacklo_epi64(t[i], t[i + 2]);
+        u[i + 1] = _mm256_unpackhi_epi64(t[i], t[i + 2]);
+        u[i + 2] = _mm256_unpacklo_epi64(t[i + 1], t[i + 3]);
+        u[i + 3] = _mm256_unpackhi_epi64(t[i + 1], t[i + 3]);
+    }
+    for (int i = 0; i < 4; i++) {
+        r[i] = _mm256_permute2x128_si256(u[i], u[i + 4], 0x20);
+        r[i + 4] = _mm256_permute2x128_si256(u[i], u[i + 4], 0x31);
+    }
+}
+
+static AVX2 void avx2_compress_8(chain *states, const uint8_t *const *data, size_t blocks) {
+    const __m256i swap = _mm256_broadcastsi128_si256(_mm_set_epi64x(0x0c0d0e0f08090a0bULL, 0x0405060700010203ULL));
+    __m256i s[8], w[16];
+    for (int i = 0; i < 8; i++) s[i] = _mm256_loadu_si256((const __m256i *)states[i].w32);
+    avx2_transpose(s);
+    for (size_t b = 0; b < blocks; b++) {
+        for (int half = 0; half < 2; half++) {
+            __m256i *row = w + 8 * half;
+            for (int i = 0; i < 8; i++)
+                row[i] = _mm256_shuffle_epi8(_mm256_loadu_si256((const __m256i *)(data[i] + 64 * b + 32 * half)), swap);
+            avx2_transpose(row);
+        }
+        __m256i v[8];
+        memcpy(v, s, sizeof v);
+#pragma GCC unroll 16
+        for (int t = 0; t < 64; t++) {
+            __m256i word = w[t & 15];
+            if (t >= 16) {
+                __m256i w1 = w[(t + 1) & 15], w14 = w[(t + 14) & 15];
+                __m256i s0 = XOR3(ROR32(w1, 7), ROR32(w1, 18), _mm256_srli_epi32(w1, 3));
+                __m256i s1 = XOR3(ROR32(w14, 17), ROR32(w14, 19), _mm256_srli_epi32(w14, 10));
+                word = _mm256_add_epi32(_mm256_add_epi32(word, s0), _mm256_add_epi32(w[(t + 9) & 15], s1));
+                w[t & 15] = word;
+            }
+            __m256i e = v[4], a = v[0];
+            __m256i big1 = XOR3(ROR32(e, 6), ROR32(e, 11), ROR32(e, 25));
+            __m256i choose = _mm256_xor_si256(v[6], _mm256_and_si256(e, _mm256_xor_si256(v[5], v[6])));
+            __m256i t1 = _mm256_add_epi32(_mm256_add_epi32(v[7], big1), _mm256_add_epi32(choose, word));
+            t1 = _mm256_add_epi32(t1, _mm256_set1_epi32((int)K256[t]));
+            __m256i big0 = XOR3(ROR32(a, 2), ROR32(a, 13), ROR32(a, 22));
+            __m256i major = _mm256_or_si256(_mm256_and_si256(a, v[1]), _mm256_and_si256(v[2], _mm256_or_si256(a, v[1])));
+            v[7] = v[6], v[6] = v[5], v[5] = e, v[4] = _mm256_add_epi32(v[3], t1);
+            v[3] = v[2], v[2] = v[1], v[1] = a, v[0] = _mm256_add_epi32(t1, _mm256_add_epi32(big0, major));
+        }
+        for (int i = 0; i < 8; i++) s[i] = _mm256_add_epi32(s[i], v[i]);
+    }
+    avx2_transpose(s);
+    for (int i = 0; i < 8; i++) _mm256_storeu_si256((__m256i *)states[i].w32, s[i]);
+}
+
+/* --- AVX-512: SHA-512 in eight lanes, one in each 64-bit column; rotations and three-way logic are single instructions. ---------- */
+
+#define AVX512 __attribute__((target("avx512f,avx512bw,avx512vl")))
+#define XOR3Q(a, b, c) _mm512_ternarylogic_epi64(a, b, c, 0x96)
+
+static inline AVX512 void avx512_transpose(__m512i r[8]) {
+    __m512i t[8], u[8];
+    for (int i = 0; i < 8; i += 2) {
+        t[i] = _mm512_unpacklo_epi64(r[i], r[i + 1]);
+        t[i + 1] = _mm512_unpackhi_epi64(r[i], r[i + 1]);
+    }
+    for (int i = 0; i < 2; i++) {
+        u[i] = _mm512_shuffle_i64x2(t[i], t[i + 2], 0x88);
+        u[i + 2] = _mm512_shuffle_i64x2(t[i], t[i + 2], 0xDD);
+        u[i + 4] = _mm512_shuffle_i64x2(t[i + 4], t[i + 6], 0x88);
+        u[i + 6] = _mm512_shuffle_i64x2(t[i + 4], t[i + 6], 0xDD);
+    }
+    for (int i = 0; i < 4; i++) {
+        r[i] = _mm512_shuffle_i64x2(u[i], u[i + 4], 0x88);
+        r[i + 4] = _mm512_shuffle_i64x2(u[i], u[i + 4], 0xDD);
+    }
+}
+
+static AVX512 void avx512_compress_8(chain *states, const uint8_t *const *data, size_t blocks) {
+    const __m512i swap = _mm512_broadcast_i32x4(_mm_set_epi64x(0x08090a0b0c0d0e0fULL, 0x0001020304050607ULL));
+    __m512i s[8], w[16];
+    for (int i = 0; i < 8; i++) s[i] = _mm512_loadu_si512(states[i].w64);
+    avx512_transpose(s);
+    for (size_t b = 0; b < blocks; b++) {
+        for (int half = 0; half < 2; half++) {
+            __m512i *row = w + 8 * half;
+            for (int i = 0; i < 8; i++) row[i] = _mm512_shuffle_epi8(_mm512_loadu_si512(data[i] + 128 * b + 64 * half), swap);
+            avx512_transpose(row);
+        }
+        __m512i v[8];
+        memcpy(v, s, sizeof v);
+#pragma GCC unroll 16
+        for (int t = 0; t < 80; t++) {
+            __m512i word = w[t & 15];
+            if (t >= 16) {
+                __m512i w1 = w[(t + 1) & 15], w14 = w[(t + 14) & 15];
+                __m512i s0 = XOR3Q(_mm512_ror_epi64(w1, 1), _mm512_ror_epi64(w1, 8), _mm512_srli_epi64(w1, 7));
+                __m512i s1 = XOR3Q(_mm512_ror_epi64(w14, 19), _mm512_ror_epi64(w14, 61), _mm512_srli_epi64(w14, 6));
+                word = _mm512_add_epi64(_mm512_add_epi64(word, s0), _mm512_add_epi64(w[(t + 9) & 15], s1));
+                w[t & 15] = word;
+            }
+            __m512i e = v[4], a = v[0];
+            __m512i big1 = XOR3Q(_mm512_ror_epi64(e, 14), _mm512_ror_epi64(e, 18), _mm512_ror_epi64(e, 41));
+            __m512i choose = _mm512_ternarylogic_epi64(e, v[5], v[6], 0xCA);
+            __m512i t1 = _mm512_add_epi64(_mm512_add_epi64(v[7], big1), _mm512_add_epi64(choose, word));
+            t1 = _mm512_add_epi64(t1, _mm512_set1_epi64((long long)K512[t]));
+            __m512i big0 = XOR3Q(_mm512_ror_epi64(a, 28), _mm512_ror_epi64(a, 34), _mm512_ror_epi64(a, 39));
+            __m512i major = _mm512_ternarylogic_epi64(a, v[1], v[2], 0xE8);
+            v[7] = v[6], v[6] = v[5], v[5] = e, v[4] = _mm512_add_epi64(v[3], t1);
+            v[3] = v[2], v[2] = v[1], v[1] = a, v[0] = _mm512_add_epi64(t1, _mm512_add_epi64(big0, major));
+        }
+        for (int i = 0; i < 8; i++) s[i] = _mm512_add_epi64(s[i], v[i]);
+    }
+    avx512_transpose(s);
+    for (int i = 0; i < 8; i++) _mm512_storeu_si512(states[i].w64, s[i]);
+}
+
+#include <cpuid.h>
+
+/* __builtin_cpu_supports() also asks the operating system (XGETBV) whether the registers are saved; GCC 12 has no word for "sha". */
+static int sha_ni_able(void) {
+    unsigned a, b, c, d;
+    return __builtin_cpu_supports("sse4.1") && __get_cpuid_count(7, 0, &a, &b, &c, &d) && (b & (1u << 29));
+}
+
+static int avx2_able(void) { return __builtin_cpu_supports("avx2"); }
+
+static int avx512_able(void) {
+    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl");
+}
+
+/* The fastest first. */
+const kernel kernels[] = {
+    {"sha-ni", 0, 4, sha_ni_able, ni_compress_4, ni_compress_1},
+    {"avx2", 0, 8, avx2_able, avx2_compress_8, NULL},
+    {"avx512", 1, 8, avx512_able, avx512_compress_8, NULL},
+};
+const size_t kernel_count = sizeof kernels / sizeof *kernels;
+
+#elif defined(__aarch64__)
+#include <arm_neon.h>
+#include <sys/auxv.h>
+
+#ifndef HWCAP_SHA2
+#define HWCAP_SHA2 (1 << 6)
+#endif
+
+/* --- ARMv8 Cryptography Extensions: four lanes interleaved. -------------------------------------------------------------------- */
+
+#if defined(__clang__)
+#define CE __attribute__((target("sha2")))
+#else
+#define CE __attribute__((target("+crypto")))
+#endif
+
+#define CE_COMPRESS(NAME, LANES)                                                                                             \
+    static CE void NAME(chain *states, const uint8_t *const *data, size_t blocks) {                                          \
+        uint32x4_t abcd[LANES], efgh[LANES], m[LANES][4];                                                                    \
+        for (int l = 0; l < (LANES); l++) {                                                                                  \
+            abcd[l] = vld1q_u32(states[l].w32);                                                                              \
+            efgh[l] = vld1q_u32(states[l].w32 + 4);                                                                          \
+        }                                                                                                                    \
+        for (size_t b = 0; b < blocks; b++) {                                                                                \
+            uint32x4_t old_abcd[LANES], old_efgh[LANES];                                                                     \
+            for (int l = 0; l < (LANES); l++) {                                                                              \
+                old_abcd[l] = abcd[l];                                                                                       \
+                old_efgh[l] = efgh[l];                                                                                       \
+                for (int i = 0; i < 4; i++)                                                                                  \
+                    m[l][i] = vreinterpretq_u32_u8(vrev32q_u8(vld1q_u8(data[l] + 64 * b + 16 * i)));                         \
+            }                                                                                                                \
+            _Pragma("GCC unroll 16") for (int g = 0; g < 16; g++) {                                                          \
+                uint32x4_t k = vld1q_u32(K256 + 4 * g);                                                                      \
+                for (int l = 0; l < (LANES); l++) {                                                                          \
+                    uint32x4_t wk = vaddq_u32(m[l][g & 3], k), before = abcd[l];                                             \
+                    if (g < 12)                                                                                              \
+                        m[l][g & 3] = vsha256su1q_u32(vsha256su0q_u32(m[l][g & 3], m[l][(g + 1) & 3]), m[l][(g + 2) & 3],    \
+                                                      m[l][(g + 3) & 3]);                                                    \
+                    abcd[l] = vsha256hq_u32(abcd[l], efgh[l], wk);                                                           \
+                    efgh[l] = vsha256h2q_u32(efgh[l], before, wk);                                                           \
+                }                                                                                                            \
+            }                                                                                                                \
+            for (int l = 0; l < (LANES); l++) {                                                                              \
+                abcd[l] = vaddq_u32(abcd[l], old_abcd[l]);                                                                   \
+                efgh[l] = vaddq_u32(efgh[l], old_efgh[l]);                                                                   \
+            }                                                                                                                \
+        }                                                                                                                    \
+        for (int l = 0; l < (LANES); l++) {                                                                                  \
+            vst1q_u32(states[l].w32, abcd[l]);                                                                               \
+            vst1q_u32(states[l].w32 + 4, efgh[l]);                                                                           \
+        }                                                                                                                    \
+    }
+
+CE_COMPRESS(ce_compress_4, 4)
+CE_COMPRESS(ce_compress_1, 1)
+
+static int ce_able(void) { return (getauxval(AT_HWCAP) & HWCAP_SHA2) != 0; }
+
+const kernel kernels[] = {{"armv8-ce", 0, 4, ce_able, ce_compress_4, ce_compress_1}};
+const size_t kernel_count = sizeof kernels / sizeof *kernels;
+
+#else
+const kernel kernels[] = {{NULL, -1, 1, NULL, NULL, NULL}};
+const size_t kernel_count = 0;
+static const uint32_t *const unused = K256;
+const void *ipe_build_unused(void) { return unused; }
+#endif
