@@ -1,7 +1,8 @@
 """The gate to QEMU: one boot of a disk image, its console as text, and how it ended. The image itself is never written to.
 
-A boot runs in a scratch folder of its own: the disk is a qcow2 overlay whose backing file is the image. With `DirectKernel` QEMU loads
-kernel, initramfs and command line itself (the bytes are the image's own, see `boot.entry`); without one the firmware finds them.
+A boot runs in a scratch folder of its own. What the guest writes goes into a snapshot that QEMU throws away; patches go into a copy.
+With `DirectKernel` QEMU loads kernel, initramfs and command line itself (the bytes are the image's own, see `boot.entry`); without one
+the firmware finds them.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 GRACE_S = 5.0
 """How long a machine may take to power off after it said its last word."""
 CONSOLE_LIMIT_BYTES = 32 << 20
+_PIECE_BYTES = 64 << 10
 _PANIC = re.compile(rb"Kernel panic - not syncing")
 _PANIC_END = re.compile(rb"---\[ end Kernel panic")
 
@@ -75,7 +77,7 @@ class DirectKernel:
 
 @dataclass(frozen=True, slots=True)
 class Patch:
-    """Bytes that replace those at `offset` of the disk, in this boot's overlay only."""
+    """Bytes that replace those at `offset` of the disk, in this boot's copy only."""
 
     offset: int
     data: bytes
@@ -125,7 +127,7 @@ def boot(
     if not disk.is_file():
         raise InputError("wanted a disk image, there is no such file", where=str(disk))
     with host.scratch("ipe-build-boot-") as folder:
-        _make_overlay(disk, patches, folder, host)
+        _lay_disk(disk, patches, folder)
         console = folder / "console"
         console.touch()
         argv = _command(row, machine, folder, kernel, extra_disk)
@@ -182,13 +184,19 @@ class _Watch:
         return self.reason or Ended.POWER_OFF
 
 
-def _make_overlay(disk: Path, patches: Sequence[Patch], folder: Path, host: Host) -> None:
-    """Writes `disk.qcow2` over the image, with the patches in it."""
-    host.run(["qemu-img", "create", "-q", "-f", "qcow2", "-F", "raw", "-b", disk.resolve(), "disk.qcow2"], cwd=folder)
-    for number, patch in enumerate(patches):
-        (folder / f"patch-{number}").write_bytes(patch.data)
-        command = f"write -s patch-{number} {patch.offset} {len(patch.data)}"
-        host.run(["qemu-io", "-f", "qcow2", "-c", command, "disk.qcow2"], cwd=folder)
+def _lay_disk(disk: Path, patches: Sequence[Patch], folder: Path) -> None:
+    """Puts `disk.raw` into the folder: a link to the image, or a patched copy that keeps holes."""
+    place = folder / "disk.raw"
+    if not patches:
+        place.symlink_to(disk.resolve())
+        return
+    with disk.open("rb") as source, place.open("wb") as out:
+        while piece := source.read(_PIECE_BYTES):
+            out.write(piece) if any(piece) else out.seek(len(piece), os.SEEK_CUR)
+        out.truncate(source.tell())
+        for patch in patches:
+            out.seek(patch.offset)
+            out.write(patch.data)
 
 
 def _command(row: _Architecture, machine: Machine, folder: Path, kernel: DirectKernel | None, extra_disk: Path | None) -> list[str | Path]:
@@ -199,7 +207,7 @@ def _command(row: _Architecture, machine: Machine, folder: Path, kernel: DirectK
     argv += ["-m", str(machine.memory_mib), "-smp", str(machine.processors)]
     clock = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(machine.time))
     argv += ["-rtc", f"base={clock},clock=vm", "-chardev", "file,id=console,path=console", "-serial", "chardev:console"]
-    argv += ["-drive", "if=none,id=disk,file=disk.qcow2,format=qcow2", "-device", "virtio-blk-pci,drive=disk,bootindex=1"]
+    argv += ["-drive", "if=none,id=disk,file=disk.raw,format=raw,snapshot=on", "-device", "virtio-blk-pci,drive=disk,bootindex=1"]
     if extra_disk is not None:
         (folder / "extra.raw").symlink_to(extra_disk.resolve())
         argv += ["-drive", "if=none,id=extra,file=extra.raw,format=raw,readonly=on", "-device", "virtio-blk-pci,drive=extra"]
