@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from ipe_build.audit.findings import AuditReport, Finding, Severity, Verdict
 
 _FAILED = {Severity.ERROR: "✗", Severity.WARNING: "!", Severity.NOTE: "·"}
@@ -9,15 +11,24 @@ _FAILED = {Severity.ERROR: "✗", Severity.WARNING: "!", Severity.NOTE: "·"}
 
 def render_text(report: AuditReport) -> str:
     """Returns one line a check (✓ passed, ✗ error, ! warning, · note, ? not looked at), hints below the failed, and a last line."""
+    return _render(report, report.findings)
+
+
+def render_summary(report: AuditReport) -> str:
+    """Returns the lines of the checks that did not pass, and the last line."""
+    return _render(report, tuple(one for one in report.findings if one.verdict is not Verdict.PASS))
+
+
+def _render(report: AuditReport, findings: tuple[Finding, ...]) -> str:
     lines: list[str] = []
-    for finding in report.findings:
+    for finding in findings:
         lines.append(f"{_mark(finding)} {finding.check:<28} {finding.subject}: {finding.why}")
         if finding.verdict is Verdict.FAIL and finding.hint:
             lines.append(f"    hint: {finding.hint}")
     failed = sum(one.verdict is Verdict.FAIL for one in report.findings)
     unknown = sum(one.verdict is Verdict.UNKNOWN for one in report.findings)
     passed = len(report.findings) - failed - unknown
-    lines.append(f"{report.image}: {passed} passed, {failed} failed, {unknown} could not be looked at")
+    lines.append(f"audit of {Path(report.image).name}: {passed} passed, {failed} failed, {unknown} could not be looked at")
     return "\n".join(lines)
 
 

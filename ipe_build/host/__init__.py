@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ipe_build.host.cache import Cache
-from ipe_build.host.output import output_directory, output_file
+from ipe_build.host.output import check_output_directory, output_directory, output_file
 from ipe_build.host.progress import Progress
 from ipe_build.host.run import Completed, run_tool
 from ipe_build.host.tools import find_tool
@@ -119,10 +119,15 @@ class Host:
         with output_directory(path, marker=marker) as temporary:
             yield temporary
 
+    def check_output_directory(self, path: Path, *, marker: str) -> None:
+        """Raises OutputError now where `output_directory` would raise it later, after the work is done."""
+        check_output_directory(path, marker=marker)
+
     @contextmanager
-    def scratch(self, prefix: str = "ipe-build-") -> Iterator[Path]:
-        """Yields an empty private folder (mode 0700) in TMPDIR, removed at the end whatever happens."""
-        folder = Path(tempfile.mkdtemp(prefix=prefix, dir=self.env.get("TMPDIR") or None))
+    def scratch(self, prefix: str = "ipe-build-", *, beside: Path | None = None) -> Iterator[Path]:
+        """Yields an empty private folder (mode 0700) in TMPDIR, or in the folder of `beside`, removed at the end whatever happens."""
+        parent = beside.parent if beside is not None else self.env.get("TMPDIR") or None
+        folder = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
         try:
             yield folder
         finally:

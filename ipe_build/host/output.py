@@ -38,18 +38,29 @@ def output_file(path: Path, *, force: bool) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-@contextmanager
-def output_directory(path: Path, *, marker: str) -> Iterator[Path]:
-    """Yields a new folder beside `path` to fill; see `Host.output_directory`."""
-    replaces = path.exists()
-    if replaces and not path.is_dir():
+def check_output_directory(path: Path, *, marker: str) -> bool:
+    """Returns whether `path` exists and may be replaced: an empty folder, or one that holds `marker`.
+
+    Raises: OutputError when it is something else, or its parent folder is missing.
+    """
+    _beside(path)
+    if not path.exists():
+        return False
+    if not path.is_dir():
         raise OutputError("wanted a folder, this is a file", where=str(path), hint="name another output folder")
-    if replaces and any(path.iterdir()) and not (path / marker).is_file():
+    if any(path.iterdir()) and not (path / marker).is_file():
         raise OutputError(
             f"is not empty and holds no {marker}, so it is not an earlier output of ours; left as it is",
             where=str(path),
             hint="name an empty or a new folder",
         )
+    return True
+
+
+@contextmanager
+def output_directory(path: Path, *, marker: str) -> Iterator[Path]:
+    """Yields a new folder beside `path` to fill; see `Host.output_directory`."""
+    replaces = check_output_directory(path, marker=marker)
     temporary = _beside(path)
     try:
         with _explained(path):

@@ -1,0 +1,182 @@
+"""Takes an image apart for the audit: reads every part, and says which could not be read. Nothing is mounted or run."""
+
+from __future__ import annotations
+
+import gzip
+import lzma
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple, TypeVar
+
+from ipe_build.audit.facts import BootEntry, ImageFacts, RootPartitions
+from ipe_build.boot.entry import read_entry
+from ipe_build.errors import FormatError, InputError, IpeBuildError
+from ipe_build.formats.cpio import CpioEntry, compression_of, read_archives
+from ipe_build.formats.gpt import Partition
+from ipe_build.host import Host
+from ipe_build.image.disk import Disk, read_disk
+from ipe_build.image.filesystem import FilesystemType, detect_filesystem
+
+_CHUNK_BYTES = 1 << 20
+_INITRAMFS_LIMIT_BYTES = 1 << 30
+T = TypeVar("T")
+
+
+@contextmanager
+def examined(image: Path, host: Host, *, kernel: Path | None = None) -> Iterator[ImageFacts]:
+    """Yields what is known of a disk image; its files lie in a scratch folder that goes away at the end.
+
+    `kernel` stands for the kernel that the boot entry names. Raises: InputError when the image itself cannot be read.
+    """
+    if not image.is_file():
+        raise InputError("wanted a disk image, there is no such file", where=str(image))
+    with host.scratch("ipe-build-audit-") as scratch, host.progress.step(f"take {image.name} apart"):
+        yield _examine(image, kernel, scratch, host)
+
+
+def _examine(image: Path, kernel_file: Path | None, scratch: Path, host: Host) -> ImageFacts:
+    """Returns the facts; what fails is noted in `unreadable` and left out."""
+    unreadable: dict[str, str] = {}
+
+    def attempt(part: str, read: Callable[[], T]) -> T | None:
+        try:
+            return read()
+        except IpeBuildError as error:
+            unreadable[part] = error.message
+            return None
+
+    disk = attempt("partition table", lambda: read_disk(image))
+    if disk is None:
+        return ImageFacts(image, unreadable=unreadable)
+    root = attempt("root partitions", lambda: _root_partitions(disk, scratch))
+    entry = attempt("boot entry", lambda: _boot_entry(image, scratch, host))
+    kernel_bytes = kernel_file.read_bytes() if kernel_file is not None else entry.kernel if entry is not None else None
+    return ImageFacts(
+        image=image,
+        table=disk.table,
+        root=root,
+        boot_entry=entry,
+        kernel=attempt("kernel", lambda: view_kernel(kernel_bytes, host)) if kernel_bytes is not None else None,
+        initramfs=attempt("initramfs", lambda: read_initramfs(entry.initramfs, host)) if entry is not None else None,
+        rootfs=attempt("root filesystem", lambda: _rootfs(root, scratch, host)) if root is not None else None,
+        unreadable=unreadable,
+    )
+
+
+def view_kernel(data: bytes, host: Host) -> KernelView:
+    """Returns what a kernel binary says of itself."""
+    raise FormatError("not read yet", where="kernel")
+
+
+def _root_partitions(disk: Disk, scratch: Path) -> RootPartitions:
+    """Returns the verity root's partitions, copied out."""
+
+    def copied(partition: Partition | None, name: str) -> Path | None:
+        if partition is None:
+            return None
+        copy_range(disk.path, partition.offset_bytes, partition.size_bytes, scratch / name)
+        return scratch / name
+
+    signature = copied(disk.root_verity_sig, "root-verity-sig")
+    return RootPartitions(
+        data=disk.root,
+        hash=disk.root_verity,
+        signature=disk.root_verity_sig,
+        data_file=copied(disk.root, "root"),
+        hash_file=copied(disk.root_verity, "root-verity"),
+        signature_bytes=signature.read_bytes() if signature is not None else None,
+    )
+
+
+def copy_range(source: Path, offset: int, size_bytes: int, target: Path) -> None:
+    """Copies a range of a file to a new file; blocks of zeros become holes."""
+    zeros = bytes(_CHUNK_BYTES)
+    with source.open("rb") as reader, target.open("wb") as writer:
+        reader.seek(offset)
+        left = size_bytes
+        while left and (piece := reader.read(min(left, _CHUNK_BYTES))):
+            left -= len(piece)
+            if piece == zeros[: len(piece)]:
+                writer.seek(len(piece), 1)
+            else:
+                writer.write(piece)
+        writer.truncate(size_bytes - left)
+
+
+def _boot_entry(image: Path, scratch: Path, host: Host) -> BootEntry:
+    """Returns what the boot entry names, as bytes."""
+    folder = scratch / "esp"
+    folder.mkdir()
+    entry = read_entry(image, folder, host)
+    return BootEntry(entry.kernel.read_bytes(), entry.initrd.read_bytes() if entry.initrd else b"", entry.options)
+
+
+def read_initramfs(data: bytes, host: Host) -> tuple[CpioEntry, ...]:
+    """Returns the members of all archives of an initramfs, in order; each may be plain or compressed (gzip, xz, zstd).
+
+    Raises: FormatError, ToolFailedError.
+    """
+    entries: list[CpioEntry] = []
+    for archive in read_archives(decompressed(data, host)):
+        entries += archive.entries
+    return tuple(entries)
+
+
+def decompressed(data: bytes, host: Host) -> bytes:
+    """Returns an initramfs unpacked, at most 1 GiB of it. Raises: FormatError."""
+    kind = compression_of(data)
+    try:
+        if kind is None:
+            return data
+        if kind == "gzip":
+            return gzip.decompress(data)
+        if kind in ("xz", "lzma"):
+            return lzma.LZMADecompressor().decompress(data, _INITRAMFS_LIMIT_BYTES)
+    except (OSError, EOFError, lzma.LZMAError) as error:
+        raise FormatError(f"the {kind} stream is damaged: {error}", where="initramfs") from error
+    if kind == "zstd":
+        return host.run(["zstd", "-d", "-c"], stdin=data).stdout
+    raise FormatError(f"compression {kind} is not read yet", where="initramfs")
+
+
+class _Extractor(NamedTuple):
+    """A row: the program that copies all files of a filesystem image into a new folder."""
+
+    filesystem: FilesystemType
+    command: Callable[[Path, Path], list[str | Path]]
+    folder_first: bool = False
+
+
+_EXTRACTORS = (
+    _Extractor(FilesystemType.EROFS, lambda image, folder: ["fsck.erofs", f"--extract={folder}", "--no-preserve", image]),
+    _Extractor(
+        FilesystemType.SQUASHFS,
+        lambda image, folder: ["unsquashfs", "-quiet", "-no-progress", "-no-xattrs", "-ignore-errors", "-dest", folder, image],
+    ),
+    _Extractor(FilesystemType.EXT4, lambda image, folder: ["debugfs", "-R", f'rdump / "{folder}"', image], folder_first=True),
+)
+
+
+def extract_filesystem(image: Path, folder: Path, host: Host) -> Path:
+    """Returns `folder`, which is made and filled with the files of a filesystem image, owned by whoever runs this.
+
+    Raises: InputError for a filesystem that is not known, ToolMissingError, ToolFailedError.
+    """
+    found = detect_filesystem(image)
+    row = next((row for row in _EXTRACTORS if row.filesystem is found), None)
+    if row is None:
+        raise InputError(
+            "no filesystem that we read", where=str(image), hint=f"known are {', '.join(one.filesystem for one in _EXTRACTORS)}"
+        )
+    if row.folder_first:
+        folder.mkdir()
+    host.run(row.command(image, folder), timeout_s=600)
+    return folder
+
+
+def _rootfs(root: RootPartitions, scratch: Path, host: Host) -> Path | None:
+    """Returns a folder with the files of the root filesystem."""
+    if root.data_file is None:
+        return None
+    return extract_filesystem(root.data_file, scratch / "rootfs", host)
