@@ -44,6 +44,7 @@ TOOLS: tuple[Tool, ...] = (
     Tool("openssl", "openssl"),
     Tool("qemu-system-x86_64", "qemu-system-x86"),
     Tool("sfdisk", "fdisk"),
+    Tool("softhsm2-util", "softhsm2"),
     Tool("systemd-dissect", "systemd-container"),
     Tool("tar", "tar"),
     Tool("unsquashfs", "squashfs-tools"),

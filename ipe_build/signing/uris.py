@@ -12,7 +12,7 @@ from ipe_build.errors import SigningKeyError
 
 @dataclass(frozen=True, slots=True)
 class KeyUri:
-    """A key URI's parts, percent-decoded: `scheme:body?name=value&…`."""
+    """A key URI's parts: `scheme:body?name=value&…`. Values are percent-decoded, the body is not: its form is the backend's."""
 
     scheme: str
     body: str
@@ -21,6 +21,17 @@ class KeyUri:
     def get(self, name: str) -> str | None:
         """Returns the value of a query attribute, None when it is absent."""
         return dict(self.query).get(name)
+
+    def get_all(self, name: str) -> tuple[str, ...]:
+        """Returns every value of a query attribute that may be repeated, in order."""
+        return tuple(value for key, value in self.query if key == name)
+
+    def choose(self, name: str, allowed: tuple[str, ...]) -> str:
+        """Returns a query attribute's value, the first allowed one when it is absent. Raises: SigningKeyError for another value."""
+        value = self.get(name) or allowed[0]
+        if value not in allowed:
+            raise SigningKeyError(f"{name}= wants {' or '.join(allowed)}, got {value[:40]!r}", where=f"{self.scheme}: URI")
+        return value
 
 
 def parse_key_uri(uri: str, known: tuple[str, ...]) -> KeyUri:
@@ -40,7 +51,7 @@ def parse_key_uri(uri: str, known: tuple[str, ...]) -> KeyUri:
         if name not in known:
             raise SigningKeyError(f"unknown attribute {name[:40]!r}", where=f"{scheme}: URI", hint=f"known are {', '.join(known)}")
         pairs.append((name, unquote(value)))
-    return KeyUri(scheme, unquote(body), tuple(pairs))
+    return KeyUri(scheme, body, tuple(pairs))
 
 
 def read_secret(*, variable: str | None, path: str | None, default_variable: str, env: Mapping[str, str]) -> str | None:

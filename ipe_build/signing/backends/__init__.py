@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from cryptography import x509
 
 from ipe_build.errors import SigningKeyError
-from ipe_build.signing.backends import file
+from ipe_build.signing.backends import command, file, pkcs11
 from ipe_build.signing.loading import load_certificate
 from ipe_build.signing.signer import Signer
 
@@ -25,7 +25,11 @@ class Backend(NamedTuple):
     example: str
 
 
-BACKENDS: tuple[Backend, ...] = (Backend("file", file.open_file, "file:keys/policy.key.pem"),)
+BACKENDS: tuple[Backend, ...] = (
+    Backend("file", file.open_file, "file:keys/policy.key.pem"),
+    Backend("pkcs11", pkcs11.open_pkcs11, "pkcs11:token=signing;id=%01?pin-source=pin.txt"),
+    Backend("command", command.open_command, "command:./kms-sign?input=digest"),
+)
 
 
 def open_signer(key_uri: str, certificate_path: Path, host: Host) -> Signer:

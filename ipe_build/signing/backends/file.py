@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import unquote
 
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
@@ -55,6 +56,7 @@ def key_path(body: str) -> Path:
                 f"a file: URI cannot name the host {host!r}", where="file: URI", hint="write file:/absolute or file:relative"
             )
         body = slash + rest
+    body = unquote(body)
     if not body:
         raise SigningKeyError("names no file", where="file: URI", hint="write file:keys/policy.key.pem")
     return Path(body)
