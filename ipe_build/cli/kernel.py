@@ -10,11 +10,13 @@ from typing import NamedTuple
 
 from ipe_build.cli import Outcome
 from ipe_build.errors import ExitStatus, InputError
-from ipe_build.formats.dotconfig import parse_dotconfig
+from ipe_build.formats.dotconfig import parse_dotconfig, render_dotconfig
 from ipe_build.host import Host
 from ipe_build.kernel.build import Kernel, build_kernel
 from ipe_build.kernel.check import Difference, compare, explain
+from ipe_build.kernel.embedded import certificate_facts
 from ipe_build.kernel.fragment import Fragment, fragment, render_fragment
+from ipe_build.kernel.inspect import KernelFacts, inspect_kernel
 from ipe_build.kernel.needs import ROWS, Need
 from ipe_build.kernel.profiles import ALWAYS, BOARDS, BRINGS, DEBIAN_SOURCE, board_of_name, kernel_request, need_of_name
 from ipe_build.kernel.trust import KernelTrust
@@ -191,8 +193,90 @@ def _copy(kernel: Kernel, folder: Path) -> None:
         shutil.copytree(kernel.modules_folder, folder / "modules" / kernel.release)
 
 
+def _configure_inspect(parser: ArgumentParser) -> None:
+    parser.add_argument("image", type=Path, metavar="VMLINUX|BZIMAGE|IMAGE|UKI", help="a kernel, also compressed")
+    parser.add_argument("--config", action="store_true", help="print the configuration that is in it (IKCONFIG) and nothing else")
+    parser.add_argument("--boot-policy", action="store_true", help="print the boot policy that is in it and nothing else")
+
+
+def _run_inspect(arguments: Namespace, host: Host) -> Outcome:
+    """Returns what the kernel says about itself."""
+    facts = inspect_kernel(arguments.image)
+    value = _facts(facts)
+    if arguments.config:
+        if facts.config is None:
+            raise InputError("holds no configuration", where=str(arguments.image), hint="it was built without CONFIG_IKCONFIG")
+        return Outcome(value, render_dotconfig(facts.config.values.items()).decode().rstrip())
+    if arguments.boot_policy:
+        if facts.boot_policy is None:
+            raise InputError("holds no boot policy", where=str(arguments.image), hint="it was built without CONFIG_IPE_BOOT_POLICY")
+        return Outcome(value, facts.boot_policy.decode("utf-8", "replace").rstrip("\n"))
+    return Outcome(value, _facts_text(facts))
+
+
+def _facts(facts: KernelFacts) -> dict[str, object]:
+    """Returns the facts as JSON has them; the configuration as symbol and value."""
+    return {
+        "version": facts.version,
+        "banner": facts.banner,
+        "architecture": facts.architecture or None,
+        "layers": list(facts.layers),
+        "ipe": facts.ipe,
+        "properties": None if facts.properties is None else list(facts.properties),
+        "boot_policy": None if facts.boot_policy is None else facts.boot_policy.decode("utf-8", "replace"),
+        "certificates": [_certificate(der) for der in facts.certificates],
+        "revoked": [_certificate(der) for der in facts.revoked],
+        "lsms": None if facts.lsms is None else list(facts.lsms),
+        "command_line": facts.command_line,
+        "config": None if facts.config is None else dict(facts.config.values),
+        "exact": facts.exact,
+    }
+
+
+def _certificate(der: bytes) -> dict[str, object]:
+    facts = certificate_facts(der)
+    return {
+        "subject": facts.subject,
+        "issuer": facts.issuer,
+        "serial": f"{facts.serial:x}",
+        "subject_key_id": facts.subject_key_id.hex() or None,
+        "algorithm": facts.algorithm,
+        "not_before": facts.not_before.isoformat(),
+        "not_after": facts.not_after.isoformat(),
+        "sha256": facts.sha256.hex(),
+    }
+
+
+def _facts_text(facts: KernelFacts) -> str:
+    """Returns the facts for a person; what cannot be told is said so."""
+    told = "found by their shape: the image has no symbols" if not facts.exact else "read by their symbols"
+    rows = [
+        ("version", facts.version),
+        ("banner", facts.banner),
+        ("image", " > ".join(facts.layers) + (f" ({facts.architecture})" if facts.architecture else "")),
+        ("IPE", "built in" if facts.ipe else "not built in"),
+        ("properties", "cannot be told without the configuration" if facts.properties is None else ", ".join(facts.properties) or "none"),
+        ("LSM order", "not found" if facts.lsms is None else ",".join(facts.lsms)),
+        ("command line", "cannot be told" if facts.command_line is None else facts.command_line or "none built in"),
+        ("configuration", "not in the image" if facts.config is None else f"{len(facts.config.values)} symbols (--config prints it)"),
+        ("boot policy", "none" if facts.boot_policy is None else ""),
+    ]
+    lines = [f"{name:14}{value}" for name, value in rows]
+    if facts.boot_policy is not None:
+        lines += [f"    {line}" for line in facts.boot_policy.decode("utf-8", "replace").rstrip("\n").split("\n")]
+    for title, certificates in (("trusts", facts.certificates), ("revoked", facts.revoked)):
+        lines.append(f"{title:14}{len(certificates)} certificates, {told}")
+        for der in certificates:
+            row = certificate_facts(der)
+            lines.append(
+                f"    {row.subject} ({row.algorithm}, key {row.subject_key_id.hex() or 'without an id'}, until {row.not_after:%Y-%m-%d})"
+            )
+    return "\n".join(lines)
+
+
 _SUBVERBS: tuple[_SubVerb, ...] = (
     _SubVerb("fragment", _configure_fragment, _run_fragment, "print the kernel configuration that a policy and an image need"),
     _SubVerb("check", _configure_check, _run_check, "compare a resolved .config with what is needed"),
+    _SubVerb("inspect", _configure_inspect, _run_inspect, "print what a kernel binary says about itself: nothing is run"),
     _SubVerb("build", _configure_build, _run_build, "build a kernel with a boot policy and certificates"),
 )

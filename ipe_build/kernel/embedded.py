@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import datetime
+from hashlib import sha256
 
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
 from ipe_build.policy.parser import Role, parse
 
@@ -29,6 +34,60 @@ class CertificateLists:
     def of_bytes(cls, trusted: bytes, revoked: bytes) -> CertificateLists:
         """Returns the lists in two concatenations of DER certificates, as the kernel loads them."""
         return cls(split_certificates(trusted), split_certificates(revoked))
+
+
+@dataclass(frozen=True, slots=True)
+class CertificateFacts:
+    """What a person wants to know of a certificate. `subject_key_id` is empty where the certificate has none; times are UTC."""
+
+    subject: str
+    issuer: str
+    serial: int
+    subject_key_id: bytes
+    algorithm: str
+    not_before: datetime
+    not_after: datetime
+    sha256: bytes
+
+
+def certificate_facts(der: bytes) -> CertificateFacts:
+    """Returns what the certificate says. Raises: ValueError when the bytes are none (those of a `CertificateLists` always are)."""
+    found = x509.load_der_x509_certificate(der)
+    try:
+        key_id = found.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value.digest
+    except (x509.ExtensionNotFound, ValueError):
+        key_id = b""
+    return CertificateFacts(
+        subject=_name(lambda: found.subject),
+        issuer=_name(lambda: found.issuer),
+        serial=found.serial_number,
+        subject_key_id=key_id,
+        algorithm=_algorithm(found),
+        not_before=found.not_valid_before_utc,
+        not_after=found.not_valid_after_utc,
+        sha256=sha256(der).digest(),
+    )
+
+
+def _name(read: Callable[[], x509.Name]) -> str:
+    """Returns the name as RFC 4514 writes it; the kernel takes names that this library cannot read."""
+    try:
+        return read().rfc4514_string()
+    except ValueError:
+        return "(a name that cannot be read)"
+
+
+def _algorithm(certificate: x509.Certificate) -> str:
+    """Returns the key's algorithm and size: `rsa3072`, `secp384r1`, else the algorithm's object identifier."""
+    try:
+        key = certificate.public_key()
+    except (ValueError, UnsupportedAlgorithm):
+        return certificate.public_key_algorithm_oid.dotted_string
+    if isinstance(key, rsa.RSAPublicKey):
+        return f"rsa{key.key_size}"
+    if isinstance(key, ec.EllipticCurvePublicKey):
+        return key.curve.name
+    return type(key).__name__.removesuffix("PublicKey").lstrip("_").lower()
 
 
 def split_certificates(data: bytes) -> tuple[bytes, ...]:

@@ -11,7 +11,7 @@ import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
-from ipe_build.errors import InputError
+from ipe_build.errors import FormatError, InputError
 from ipe_build.formats.dotconfig import DotConfig, parse_dotconfig
 from ipe_build.formats.kernel_elf import KernelElf
 from ipe_build.formats.kernel_image import KernelImage, open_kernel
@@ -62,7 +62,10 @@ def inspect_kernel(source: Path | bytes) -> KernelFacts:
         data = source.read_bytes() if isinstance(source, Path) else source
     except OSError as error:
         raise InputError(error.strerror or str(error), where=where) from error
-    image = open_kernel(data)
+    try:
+        image = open_kernel(data)
+    except FormatError as error:
+        raise FormatError(error.message, where=where, hint=error.hint) from None
     elf = KernelElf.of_image(image.kernel) if image.is_elf else None
     banner = _banner(image, where)
     config = _config(image.kernel)

@@ -79,17 +79,6 @@ class KernelRequest:
         return fragment(self.needs, self.properties, boot_policy=boot_policy, trusted_keys=trusted_keys, revoked_keys=revoked_keys)
 
 
-@dataclass(frozen=True, slots=True)
-class PrebuiltKernel:
-    """A kernel that somebody built: its image, its resolved configuration and the folder with its modules (or None)."""
-
-    image: Path
-    config: Path
-    modules: Path | None
-    request: KernelRequest
-    """What the configuration is checked against; its source is not used."""
-
-
 def kernel_request(
     source: Path = DEBIAN_SOURCE,
     *,

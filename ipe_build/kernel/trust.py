@@ -65,6 +65,11 @@ def certificate_bundle(certificates: tuple[bytes, ...]) -> bytes:
 
     Written from the DER, so the same certificates give the same bytes whatever stood around them. Raises: InputError.
     """
+    return b"".join(map(_pem, certificates_der(certificates)))
+
+
+def certificates_der(certificates: tuple[bytes, ...]) -> tuple[bytes, ...]:
+    """Returns each certificate once, as DER, in their order. Raises: InputError when one is neither DER nor PEM."""
     seen: dict[bytes, None] = {}
     for number, data in enumerate(certificates, 1):
         try:
@@ -73,7 +78,7 @@ def certificate_bundle(certificates: tuple[bytes, ...]) -> bytes:
             first = str(error).split(".")[0].split("\n")[0]
             raise InputError(f"wanted an X.509 certificate (DER or PEM): {first}", where=f"trusted certificate {number}") from None
         seen.update((certificate.public_bytes(Encoding.DER), None) for certificate in loaded)
-    return b"".join(_pem(der) for der in seen)
+    return tuple(seen)
 
 
 def _pem(der: bytes) -> bytes:
