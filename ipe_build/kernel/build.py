@@ -6,6 +6,8 @@ interrupted one leaves nothing behind, and several can work at once.
 
 from __future__ import annotations
 
+import contextlib
+import os
 import shutil
 import time
 from dataclasses import dataclass
@@ -31,6 +33,7 @@ _TRUST_FOLDER = "ipe-build"
 _FILES = ((BOOT_POLICY, "boot-policy"), (TRUSTED_KEYS, "certificates.pem"), (REVOKED_KEYS, "revoked.pem"))
 _CONFIG = "kernel.config"
 _BUILT_AT = "built-at"
+_KEPT_S = 30 * 86400
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +71,8 @@ def build_kernel(request: KernelRequest, trust: KernelTrust, host: Host) -> Kern
     base = _base(request, tree, config, host)
     key = cache_key(_SCHEME, base.key, trust.digest(), str(host.source_date_epoch))
     folder = host.cache.entry("kernel", key, lambda place: _link(request, tree, base, trust, place, host))
+    for used in (folder, base.folder):
+        _forget_old(used)
     modules = base.folder / "modules" / "lib" / "modules" / base.release
     return Kernel(
         image=folder / Path(request.board.image).name,
@@ -158,6 +163,18 @@ def _link(request: KernelRequest, tree: SourceTree, base: _Base, trust: KernelTr
     for name in (request.board.image, "vmlinux", "System.map"):
         shutil.copyfile(make.output / name, folder / Path(name).name)
     shutil.rmtree(make.output)
+
+
+def _forget_old(used: Path) -> None:
+    """Marks a cache entry as used now, and removes its neighbours that nobody used for a month: each is a whole kernel."""
+    os.utime(used)
+    limit = time.time() - _KEPT_S
+    for place in used.parent.iterdir():
+        if not place.name.startswith(".") and place != used and place.stat().st_mtime < limit:
+            gone = place.with_name(f".{place.name}.old.tmp")
+            with contextlib.suppress(OSError):
+                place.rename(gone)
+                shutil.rmtree(gone, ignore_errors=True)
 
 
 def _write_trust(folder: Path, trust: KernelTrust) -> dict[str, str]:
