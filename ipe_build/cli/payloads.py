@@ -1,0 +1,62 @@
+"""What the `sign` verbs sign, read from what the command line names."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ipe_build.errors import InputError, UsageError
+from ipe_build.integrity.fsverity import FsVerityParameters, measure
+from ipe_build.policy.parser import parse
+from ipe_build.signing.profiles import PROFILES, root_hash_payload
+
+if TYPE_CHECKING:
+    from ipe_build.host import Host
+
+_ROOT_HASH = re.compile(r"[0-9A-Fa-f]{40,128}")
+
+
+def policy_payload(text: str) -> bytes:
+    """Returns the policy's text, which the kernel must be able to load. Raises: InputError."""
+    payload = Path(text).read_bytes()
+    PROFILES["ipe-policy"].check(payload)
+    result = parse(payload)
+    if result.problem is not None:
+        problem = result.problem
+        raise InputError(
+            f"the kernel would refuse this policy ({problem.errno}): {problem.message}", where=f"{text}:{problem.line}", hint=problem.hint
+        )
+    return payload
+
+
+def root_hash_text(text: str) -> bytes:
+    """Returns the payload of a root hash given as hex, or in a file as hex. Raises: InputError."""
+    path, hexadecimal = Path(text), text
+    if not _ROOT_HASH.fullmatch(text) or path.is_file():
+        if not path.is_file():
+            raise InputError(
+                "is neither a root hash in hex (40 to 128 digits) nor a file that holds one", where=text[:200], hint="see: verity format"
+            )
+        hexadecimal = path.read_bytes()[:4096].decode("ascii", "replace").strip()
+    if not _ROOT_HASH.fullmatch(hexadecimal) or len(hexadecimal) % 2:
+        raise InputError(f"wanted 40 to 128 hex digits, got {hexadecimal[:140]!r}", where=text[:200])
+    return root_hash_payload(bytes.fromhex(hexadecimal))
+
+
+def fsverity_options(parser: argparse.ArgumentParser) -> None:
+    """Adds the options that say how a file is measured."""
+    parser.add_argument("--hash-alg", "--hash", dest="hash_name", default="sha256", metavar="NAME", help="sha256 (default) or sha512")
+    parser.add_argument("--block-size", type=int, default=4096, metavar="BYTES", help="1024 to 65536 (default: 4096)")
+    parser.add_argument("--salt", default="", metavar="HEX", help="salt of up to 32 bytes (default: none)")
+
+
+def fsverity_payload(arguments: argparse.Namespace, host: Host, path: Path | None = None) -> bytes:
+    """Returns the payload of a file's fs-verity digest; the file is the sub-verb's input unless `path` is given."""
+    try:
+        salt = bytes.fromhex(arguments.salt)
+    except ValueError:
+        raise UsageError(f"wanted an even number of hex digits, got {arguments.salt!r}", where="--salt") from None
+    parameters = FsVerityParameters(arguments.hash_name, arguments.block_size, salt)
+    return measure(path or Path(arguments.input), parameters, host).payload
