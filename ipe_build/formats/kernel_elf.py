@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import io
+import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from elftools.common.exceptions import ELFError
 from elftools.construct import ConstructError
 from elftools.elf.elffile import ELFFile
-from elftools.elf.relocation import RelocationSection
 from elftools.elf.sections import SymbolTableSection
 
 _MAX_STRING = 1 << 20
 _MAX_OBJECT = 16 << 20
 _MAX_SYMBOLS = 1_000_000
+_RELA = struct.Struct("<QQQ")
 _WANTED = frozenset(
     {
         "ipe_boot_policy",
@@ -26,7 +27,19 @@ _WANTED = frozenset(
     }
 )
 """The symbols that are kept while the table is read; a kernel has 100,000."""
-_DAMAGED = (ELFError, ConstructError, ValueError, KeyError, IndexError, TypeError, AttributeError, OverflowError, AssertionError, OSError)
+_DAMAGED = (
+    ELFError,
+    ConstructError,
+    struct.error,
+    ValueError,
+    KeyError,
+    IndexError,
+    TypeError,
+    AttributeError,
+    OverflowError,
+    AssertionError,
+    OSError,
+)
 """What pyelftools raises for a damaged file."""
 
 
@@ -75,10 +88,9 @@ class KernelElf:
                     segments.append(_Segment(section["sh_addr"], section["sh_offset"], section["sh_size"]))
                 elif isinstance(section, SymbolTableSection):
                     symbols.update(_wanted_symbols(section))
-            places = set(symbols.values())
-            for section in elf.iter_sections():
-                if isinstance(section, RelocationSection) and section.is_RELA() and places:
-                    addends.update((row["r_offset"], row["r_addend"]) for row in section.iter_relocations() if row["r_offset"] in places)
+            section = elf.get_section_by_name(".rela.dyn") if symbols else None
+            if section is not None and elf.elfclass == 64:
+                addends.update(_addends(section.data(), set(symbols.values())))
         except _DAMAGED:
             return cls(data, {}, (), {})
         return cls(data, symbols, tuple(segments), addends)
@@ -124,6 +136,14 @@ class KernelElf:
                 start = segment.offset + inside
                 return self.data[start : start + min(size, segment.size - inside)]
         return None
+
+
+def _addends(relocations: bytes, places: set[int]) -> Iterator[tuple[int, int]]:
+    """Yields place and addend of the Elf64_Rela entries (offset, info, addend: 8 bytes each) at these places."""
+    whole = len(relocations) // _RELA.size * _RELA.size
+    for offset, _, addend in _RELA.iter_unpack(relocations[:whole]):
+        if offset in places:
+            yield offset, addend
 
 
 def _wanted_symbols(section: SymbolTableSection) -> Iterator[tuple[str, int]]:

@@ -170,9 +170,9 @@ def _forget_old(used: Path) -> None:
     os.utime(used)
     limit = time.time() - _KEPT_S
     for place in used.parent.iterdir():
-        if not place.name.startswith(".") and place != used and place.stat().st_mtime < limit:
-            gone = place.with_name(f".{place.name}.old.tmp")
-            with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError):
+            if not place.name.startswith(".") and place != used and place.stat().st_mtime < limit:
+                gone = place.with_name(f".{place.name}.old.tmp")
                 place.rename(gone)
                 shutil.rmtree(gone, ignore_errors=True)
 

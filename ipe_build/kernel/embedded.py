@@ -15,8 +15,11 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from ipe_build.policy.parser import Role, parse
 
 _MAX_POLICY = 1 << 20
+_MAX_LOOKED_AT = 8 << 20
+"""Bytes of policies that are parsed at most: a file from a stranger may hold nothing else."""
 _MAX_LIST = 1 << 20
 _MAX_CANDIDATES = 4096
+_MAX_PADDING = 255
 _HEADER = re.compile(rb"policy_name=[^\s\0%\"]+[ \t]+policy_version=[0-9+]")
 """IPE's own format strings have `policy_name=` too, followed by % or a quote."""
 _DER_CERTIFICATE = re.compile(rb"\x30\x82(..)\x30(?:\x82..|\x81.)(?:\xa0\x03\x02\x01[\x00-\x02])?\x02", re.DOTALL)
@@ -113,12 +116,17 @@ def find_boot_policies(kernel: bytes) -> tuple[bytes, ...]:
     """
     accepted: list[bytes] = []
     refused: list[bytes] = []
-    for number, found in enumerate(_HEADER.finditer(kernel)):
-        if number >= _MAX_CANDIDATES:
-            break
+    seen_to = looked_at = 0
+    for found in _HEADER.finditer(kernel):
+        if found.start() < seen_to:
+            continue
         start = kernel.rfind(b"\0", max(0, found.start() - _MAX_POLICY), found.start()) + 1
         end = kernel.find(b"\0", found.end(), found.end() + _MAX_POLICY)
         text = kernel[start:end] if end >= 0 else b""
+        seen_to = max(end, found.end())
+        looked_at += len(text)
+        if looked_at > _MAX_LOOKED_AT:
+            break
         text = _from_header(text) if text and not _only_comments_before(text) else text
         if text:
             (accepted if parse(text, role=Role.BOOT).accepted else refused).append(text)
@@ -140,8 +148,8 @@ def _from_header(text: bytes) -> bytes:
 def find_certificate_lists(kernel: bytes) -> CertificateLists:
     """Returns the lists whose length stands behind them, as certs/system_certificates.S and revocation_certificates.S lay them out.
 
-    A list is certificates one after the other, padding to 8 bytes, and its length in bytes as a 64-bit number. Behind that of the
-    trusted ones stands the length of the part that is the module signing key. The trusted list comes first in the kernel.
+    A list is certificates one after the other, padding, and its length in bytes as a 64-bit number. The padding is `.align 8`: to
+    8 bytes for x86, to 256 for arm64 and riscv, where as(1) takes a power of two. The trusted list comes first in the kernel.
     """
     lists: list[tuple[bytes, ...]] = []
     seen_to = 0
@@ -159,10 +167,10 @@ def find_certificate_lists(kernel: bytes) -> CertificateLists:
 
 
 def _length_follows(kernel: bytes, end: int, length: int) -> bool:
-    """Returns whether the length stands within the padding behind `end`, as a little-endian 64-bit number."""
-    behind = kernel[end : end + 16]
+    """Returns whether the length stands behind `end` and nothing but padding, as a little-endian 64-bit number."""
+    behind = kernel[end : end + _MAX_PADDING + 8]
     at = behind.find(length.to_bytes(8, "little"))
-    return 0 <= at < 8 and not any(behind[:at])
+    return at >= 0 and not any(behind[:at])
 
 
 def _is_certificate(der: bytes) -> bool:

@@ -6,6 +6,7 @@ A vmlinux with symbols says it exactly. A stripped kernel is searched: each thin
 
 from __future__ import annotations
 
+import itertools
 import re
 import zlib
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from ipe_build.kernel.fragment import LSM_ORDER
 from ipe_build.policy.properties import PROPERTIES
 
 _MAX_CONFIG = 8 * 1024 * 1024
+_MAX_CONFIGS = 16
 _BANNER = re.compile(rb"Linux version (\d{1,4}\.\d{1,4}[^\s\x00-\x1f\x7f-\xff]{0,80}) \([^\0\n]{1,400}\) #[^\0\n]{1,200}")
 _IKCONFIG = re.compile(rb"IKCFG_ST(\x1f\x8b\x08)")
 _LSM_NAMES = frozenset((*LSM_ORDER, "capability", "ima", "evm", "integrity", "bpf", "lockdown"))
@@ -98,7 +100,7 @@ def _banner(image: KernelImage, where: str) -> tuple[str, str]:
 
 def _config(kernel: bytes) -> DotConfig | None:
     """Returns the configuration that CONFIG_IKCONFIG put in: gzip between IKCFG_ST and IKCFG_ED (kernel/configs.c)."""
-    for found in _IKCONFIG.finditer(kernel):
+    for found in itertools.islice(_IKCONFIG.finditer(kernel), _MAX_CONFIGS):
         stream = zlib.decompressobj(wbits=31)
         try:
             text = stream.decompress(kernel[found.start(1) : found.start(1) + _MAX_CONFIG], _MAX_CONFIG)
