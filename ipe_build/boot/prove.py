@@ -20,7 +20,7 @@ from ipe_build.boot.expectation import Facts, Need, Probe, resolve
 from ipe_build.boot.judge import APPLICATION_PROBE, judge_damage, judge_probe, skipped_damage, skipped_probe
 from ipe_build.boot.probe_disk import PolicyMaterial, build_disk, policy_facts, policy_files, script_files
 from ipe_build.boot.probes import PROBES
-from ipe_build.boot.qemu import Boot, DirectKernel, Ended, Machine, Patch, accelerator, boot, qemu_version
+from ipe_build.boot.qemu import Boot, DirectKernel, Ended, Machine, Patch, boot, qemu_version
 from ipe_build.errors import InputError
 from ipe_build.signing.signer import Signer
 
@@ -212,7 +212,7 @@ def _subject(request: BootRequest, entry: BootEntry, command_line: str, host: Ho
             policy=f"{start.policy} {start.version}".strip() if start else "",
             enforcing=start is not None and start.enforce == "1",
             emulator=f"QEMU {qemu_version(request.machine, host)}",
-            accelerator=accelerator(request.machine),
+            accelerator=request.machine.accelerator,
         )
 
     return make
