@@ -57,16 +57,27 @@ static PyObject *native_kernels(PyObject *self, PyObject *args) {
     if (!PyArg_ParseTuple(args, "s:kernels", &name)) return NULL;
     PyObject *list = PyList_New(0);
     const algorithm *a = find_algorithm(name);
-    for (size_t i = 0; list && a && i <= kernel_count; i++) {
-        int last = i == kernel_count;
-        if (last ? !openssl_able(a->openssl) : kernels[i].wide != a->wide || !kernels[i].able()) continue;
-        PyObject *text = PyUnicode_FromString(last ? "openssl" : kernels[i].name);
+    const kernel *found[16];
+    size_t count = a ? kernels_for(a, found) : 0;
+    for (size_t i = 0; list && a && i <= count; i++) {
+        if (i == count && !openssl_able(a->openssl)) break;
+        PyObject *text = PyUnicode_FromString(i == count ? "openssl" : found[i]->name);
         if (!text || PyList_Append(list, text)) Py_CLEAR(list);
         Py_XDECREF(text);
     }
     PyObject *result = list ? PyList_AsTuple(list) : NULL;
     Py_XDECREF(list);
     return result;
+}
+
+static PyObject *native_best(PyObject *self, PyObject *args) {
+    const char *name;
+    if (!PyArg_ParseTuple(args, "s:best", &name)) return NULL;
+    const kernel *found[16];
+    const algorithm *a = find_algorithm(name);
+    /* libcrypto is loaded only when nothing else will do: that takes longer than hashing a small image. */
+    if (a && kernels_for(a, found)) return PyUnicode_FromString(found[0]->name);
+    return PyUnicode_FromString(a && openssl_able(a->openssl) ? "openssl" : "");
 }
 
 static PyObject *native_level(PyObject *self, PyObject *args) {
@@ -241,6 +252,7 @@ static PyObject *native_spin(PyObject *self, PyObject *args) {
 
 static PyMethodDef methods[] = {
     {"kernels", native_kernels, METH_VARARGS, "kernels(algorithm): names of the implementations that run here, the fastest first"},
+    {"best", native_best, METH_VARARGS, "best(algorithm): the first of kernels(), or an empty string"},
     {"level", native_level, METH_VARARGS, "level(...): hash a level of a tree; (status, errno, offset)"},
     {"measure", native_measure, METH_VARARGS, "measure(...): fs-verity digests of many files; one record a file"},
     {"fec", native_fec, METH_VARARGS, "fec(...): write Reed-Solomon parity; (status, errno, offset)"},

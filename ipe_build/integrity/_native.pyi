@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 def kernels(algorithm: str, /) -> tuple[str, ...]: ...
+def best(algorithm: str, /) -> str: ...
 def level(
     algorithm: str,
     kernel: str,

@@ -91,17 +91,19 @@ def choose_kernel(algorithm: HashAlgorithm, host: Host) -> Kernel:
     Raises: InputError when the one named does not exist here or cannot compute `algorithm`.
     """
     wanted = host.env.get(KERNEL_VARIABLE, "")
-    jobs = host.jobs
-    if wanted == "python":
-        return Kernel("", jobs)
+    extension = native()
+    if wanted == "python" or (extension is None and not wanted):
+        return Kernel("", host.jobs)
+    if extension is not None and not wanted:
+        return Kernel(extension.best(algorithm.name), host.jobs)
     able = kernels(algorithm)
-    if wanted and wanted not in able:
+    if wanted not in able:
         raise InputError(
             f"no implementation {wanted!r} of {algorithm.name} on this machine",
             where=f"environment: {KERNEL_VARIABLE}",
             hint=f"one of {', '.join((*able, 'python'))}, or leave it unset",
         )
-    return Kernel(wanted or (able[0] if able else ""), jobs)
+    return Kernel(wanted, host.jobs)
 
 
 def kernels(algorithm: HashAlgorithm) -> tuple[str, ...]:

@@ -7,10 +7,12 @@ padded with zeros). Source: kernel Documentation/filesystems/fsverity.rst, "Merk
 from __future__ import annotations
 
 import os
+import struct
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from time import monotonic
+from typing import TYPE_CHECKING, NamedTuple
 
 from ipe_build.errors import InputError
 from ipe_build.formats import fsverity as layout
@@ -23,6 +25,11 @@ if TYPE_CHECKING:
     from ipe_build.host import Host
 
 formatted_digest = layout.formatted_digest
+_BIG = 32 << 20
+"""Files from this size on are hashed one by one with all processors; smaller ones each by one thread."""
+_RECORD = struct.Struct("<IIQ64s64s")
+_RECORD_OK = engine.STATUS_OK
+_RECORD_OPEN, _RECORD_KIND, _RECORD_CHANGED, _RECORD_BIG = range(16, 20)
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,9 +133,53 @@ def write_tree(source: Input, parameters: FsVerityParameters, target: int, offse
     return engine.digest_block(parameters.hashing, os.pread(target, parameters.block_size, offset))
 
 
-def measure_all(paths: Sequence[Path], parameters: FsVerityParameters, host: Host) -> tuple[FsVerityFile, ...]:
-    """Returns the measured files, in the order given. Raises: InputError for the first that cannot be read."""
-    return tuple(measure(path, parameters, host) for path in paths)
+class Measured(NamedTuple):
+    """What is known of one of many files: size in bytes, root hash, digest."""
+
+    size_bytes: int
+    root_hash: bytes
+    digest: bytes
+
+
+def measure_all(paths: Sequence[str | Path], parameters: FsVerityParameters, host: Host) -> tuple[Measured, ...]:
+    """Returns the sizes and digests of files, in the order given. Raises: InputError for the first that cannot be read."""
+    extension = engine.native()
+    kernel = engine.choose_kernel(parameters.algorithm, host)
+    if extension is None or not kernel.native or not paths:
+        return tuple(_one(Path(path), parameters, host) for path in paths)
+    started = monotonic()
+    records = extension.measure(
+        [os.fsencode(path) for path in paths],
+        *(parameters.hash_name, kernel.native, parameters.salt, layout.algorithm_number(parameters.hash_name)),
+        *(parameters.block_size.bit_length() - 1, _BIG, host.jobs),
+        lambda done: host.progress.amount(done, len(paths), started),
+    )
+    size = parameters.algorithm.digest_size
+    found = []
+    for path, (status, code, size_bytes, root_hash, digest) in zip(paths, _RECORD.iter_unpack(records), strict=True):
+        if status == _RECORD_OK:
+            found.append(Measured(size_bytes, root_hash[:size], digest[:size]))
+        elif status == _RECORD_BIG:
+            found.append(_one(Path(path), parameters, host))
+        else:
+            raise _refused(str(path), status, code)
+    return tuple(found)
+
+
+def _one(path: Path, parameters: FsVerityParameters, host: Host) -> Measured:
+    """Returns a file that is measured alone: with all processors, or without the extension."""
+    file = measure(path, parameters, host)
+    return Measured(file.descriptor.data_size, file.descriptor.root_hash, file.digest)
+
+
+def _refused(path: str, status: int, code: int) -> InputError:
+    """Returns the error for a file that the extension could not measure."""
+    if status == _RECORD_KIND:
+        return InputError("wanted a regular file", where=path, hint="work on files only")
+    if status in (_RECORD_CHANGED, engine.STATUS_SHORT):
+        return InputError("changed while it was read", where=path, hint="let nothing write to it meanwhile, then run again")
+    verb = "opened" if status == _RECORD_OPEN else "read"
+    return InputError(f"cannot be {verb}: {os.strerror(code)}", where=path)
 
 
 def find_files(folder: Path) -> Iterable[Path]:

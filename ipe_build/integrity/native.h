@@ -8,7 +8,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#define MAX_LANES 8
+#define MAX_LANES 16
 #define MAX_DIGEST 64
 #define MAX_INPUT_BLOCK 128
 #define MAX_SALT 256
@@ -51,6 +51,7 @@ const algorithm *find_algorithm(const char *name);
 typedef struct {
     const algorithm *algorithm;
     const kernel *kernel; /* NULL: OpenSSL */
+    const kernel *rest;   /* for fewer blocks than half of kernel's lanes; may be NULL */
     size_t block_size;
     size_t input_block;
     chain start;         /* after the prefix's whole input blocks */
@@ -67,6 +68,10 @@ typedef struct {
     void *started;
     void *working;
 } hasher_thread;
+
+/* The kernels that can compute an algorithm here, the fastest first, into `found` (room for kernel_count): a short race decides,
+ * since which of a processor's units wins differs between makers and models. Returns how many. */
+size_t kernels_for(const algorithm *a, const kernel **found);
 
 /* 0, or -1 when the kernel is unknown, cannot run here or cannot compute the algorithm; "" chooses the best. */
 int hasher_init(hasher *h, const char *name, const char *kernel_name, const uint8_t *prefix, size_t prefix_size,

@@ -2,6 +2,7 @@
 #include "native.h"
 
 #include <string.h>
+#include <time.h>
 
 static const uint32_t IV224[8] = {0xc1059ed8, 0x367cd507, 0x3070dd17, 0xf70e5939, 0xffc00b31, 0x68581511, 0x64f98fa7, 0xbefa4fa4};
 static const uint32_t IV256[8] = {0x6a09e667, 0xbb67ae85, 0x3c6ef372, 0xa54ff53a, 0x510e527f, 0x9b05688c, 0x1f83d9ab, 0x5be0cd19};
@@ -75,20 +76,69 @@ static size_t pad(uint8_t *buffer, size_t have, size_t input_block, uint64_t mes
 
 static void iv(const hasher *h, chain *state) { memcpy(state, h->algorithm->iv, h->algorithm->wide ? 64 : 32); }
 
+/* --- Which kernel -------------------------------------------------------------------------------------------------------------- */
+
+#define RACE_BLOCKS 8
+#define RACE_RUNS 5
+
+/* Nanoseconds that a kernel takes for one input block of one lane, in 64ths: the best of a few runs of a few microseconds. */
+static uint64_t race(const kernel *k) {
+    static const uint8_t data[RACE_BLOCKS * MAX_INPUT_BLOCK];
+    chain states[MAX_LANES];
+    const uint8_t *lanes[MAX_LANES];
+    uint64_t best = UINT64_MAX;
+    memset(states, 0, sizeof states);
+    for (unsigned l = 0; l < MAX_LANES; l++) lanes[l] = data;
+    for (int run = 0; run < RACE_RUNS; run++) {
+        struct timespec from, to;
+        clock_gettime(CLOCK_MONOTONIC, &from);
+        k->many(states, lanes, RACE_BLOCKS);
+        clock_gettime(CLOCK_MONOTONIC, &to);
+        uint64_t took = (uint64_t)(to.tv_sec - from.tv_sec) * 1000000000u + (uint64_t)(to.tv_nsec - from.tv_nsec);
+        if (took < best) best = took;
+    }
+    return best * 64 / k->lanes;
+}
+
+size_t kernels_for(const algorithm *a, const kernel **found) {
+    uint64_t times[16];
+    size_t count = 0;
+    for (size_t i = 0; i < kernel_count && count < 16; i++)
+        if (kernels[i].wide == a->wide && kernels[i].able()) found[count++] = &kernels[i];
+    if (count < 2) return count;
+    for (size_t i = 0; i < count; i++) times[i] = race(found[i]);
+    for (size_t i = 1; i < count; i++)
+        for (size_t j = i; j > 0 && times[j] < times[j - 1]; j--) {
+            uint64_t time = times[j];
+            const kernel *k = found[j];
+            times[j] = times[j - 1], found[j] = found[j - 1];
+            times[j - 1] = time, found[j - 1] = k;
+        }
+    return count;
+}
+
+/* Sets the kernel that was named, or the fastest; and, when that has no single lane, the best one that has for what is left over. */
+static void choose(hasher *h, const char *name) {
+    const kernel *found[16];
+    if (!*name) {
+        if (kernels_for(h->algorithm, found)) h->kernel = found[0];
+    }
+    for (size_t i = 0; i < kernel_count; i++) {
+        if (kernels[i].wide != h->algorithm->wide || !kernels[i].able()) continue;
+        if (!strcmp(name, kernels[i].name)) h->kernel = &kernels[i];
+        if (!h->rest && kernels[i].one) h->rest = &kernels[i];
+    }
+    if (!h->kernel || h->kernel->one) h->rest = NULL;
+}
+
 int hasher_init(hasher *h, const char *name, const char *kernel_name, const uint8_t *prefix, size_t prefix_size,
                 const uint8_t *suffix, size_t suffix_size, size_t block_size) {
     memset(h, 0, sizeof *h);
     h->algorithm = find_algorithm(name);
     if (!h->algorithm || prefix_size > MAX_SALT || suffix_size > MAX_SALT || block_size % MAX_INPUT_BLOCK || !block_size) return -1;
-    int found = 0;
-    for (size_t i = 0; i < kernel_count && !found; i++) {
-        if (kernels[i].wide != h->algorithm->wide || !kernels[i].able()) continue;
-        if (*kernel_name && strcmp(kernel_name, kernels[i].name)) continue;
-        h->kernel = &kernels[i];
-        found = 1;
-    }
-    if (!found && *kernel_name && strcmp(kernel_name, "openssl")) return -1;
-    if (!found && !openssl_able(h->algorithm->openssl)) return -1;
+    choose(h, kernel_name);
+    if (!h->kernel && *kernel_name && strcmp(kernel_name, "openssl")) return -1;
+    if (!h->kernel && !openssl_able(h->algorithm->openssl)) return -1;
     h->block_size = block_size;
     memcpy(h->prefix, prefix, prefix_size);
     memcpy(h->suffix, suffix, suffix_size);
@@ -97,7 +147,7 @@ int hasher_init(hasher *h, const char *name, const char *kernel_name, const uint
     if (!h->kernel) return 0;
     h->input_block = h->algorithm->wide ? 128 : 64;
     iv(h, &h->start);
-    one_lane(h->kernel, &h->start, prefix, prefix_size / h->input_block);
+    one_lane(h->rest ? h->rest : h->kernel, &h->start, prefix, prefix_size / h->input_block);
     h->head_size = prefix_size % h->input_block;
     memcpy(h->head, prefix + prefix_size - h->head_size, h->head_size);
     memcpy(h->tail + h->head_size, suffix, suffix_size);
@@ -141,12 +191,17 @@ static void lanes_at_once(const hasher *h, compress_fn compress, unsigned lanes,
 
 int hasher_many(const hasher *h, hasher_thread *t, const uint8_t *const *blocks, uint8_t *const *outs, size_t count) {
     if (!h->kernel) return openssl_many(h, t, blocks, outs, count);
-    unsigned lanes = h->kernel->lanes;
+    const kernel *k = h->kernel;
+    unsigned lanes = k->lanes;
     size_t done = 0;
-    for (; done + lanes <= count; done += lanes) lanes_at_once(h, h->kernel->many, lanes, blocks + done, outs + done);
+    for (; done + lanes <= count; done += lanes) lanes_at_once(h, k->many, lanes, blocks + done, outs + done);
     if (done == count) return 0;
-    if (h->kernel->one) {
-        for (; done < count; done++) lanes_at_once(h, h->kernel->one, 1, blocks + done, outs + done);
+    if (h->rest && count - done <= lanes / 2) {
+        k = h->rest;
+        for (; done + k->lanes <= count; done += k->lanes) lanes_at_once(h, k->many, k->lanes, blocks + done, outs + done);
+    }
+    if (k->one) {
+        for (; done < count; done++) lanes_at_once(h, k->one, 1, blocks + done, outs + done);
         return 0;
     }
     uint8_t spare[MAX_DIGEST];
@@ -156,7 +211,7 @@ int hasher_many(const hasher *h, hasher_thread *t, const uint8_t *const *blocks,
         some[l] = done + l < count ? blocks[done + l] : blocks[done];
         some_outs[l] = done + l < count ? outs[done + l] : spare;
     }
-    lanes_at_once(h, h->kernel->many, lanes, some, some_outs);
+    lanes_at_once(h, k->many, lanes, some, some_outs);
     return 0;
 }
 
@@ -166,9 +221,10 @@ int hasher_message(const hasher *h, hasher_thread *t, const uint8_t *data, size_
     uint8_t tail[MAX_TAIL];
     size_t whole = size / h->input_block * h->input_block;
     iv(h, &state);
-    one_lane(h->kernel, &state, data, whole / h->input_block);
+    const kernel *k = h->rest ? h->rest : h->kernel;
+    one_lane(k, &state, data, whole / h->input_block);
     memcpy(tail, data + whole, size - whole);
-    one_lane(h->kernel, &state, tail, pad(tail, size - whole, h->input_block, size) / h->input_block);
+    one_lane(k, &state, tail, pad(tail, size - whole, h->input_block, size) / h->input_block);
     put_digest(h, &state, out);
     return 0;
 }
