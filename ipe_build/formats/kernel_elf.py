@@ -88,9 +88,9 @@ class KernelElf:
                     segments.append(_Segment(section["sh_addr"], section["sh_offset"], section["sh_size"]))
                 elif isinstance(section, SymbolTableSection):
                     symbols.update(_wanted_symbols(section))
-            section = elf.get_section_by_name(".rela.dyn") if symbols else None
-            if section is not None and elf.elfclass == 64:
-                addends.update(_addends(section.data(), set(symbols.values())))
+            relocations = elf.get_section_by_name(".rela.dyn") if symbols else None
+            if relocations is not None and elf.elfclass == 64:
+                addends.update(_addends(relocations.data(), set(symbols.values())))
         except _DAMAGED:
             return cls(data, {}, (), {})
         return cls(data, symbols, tuple(segments), addends)

@@ -102,7 +102,7 @@ def _statements(text: str) -> Iterator[tuple[str, str]]:
         if keyword in ("help", "---help---"):
             in_help, help_indent = True, None
         elif not keyword.startswith("#"):
-            yield keyword, rest.split(" #")[0].strip()
+            yield keyword, " ".join(rest.split(" #")[0].split())
 
 
 def evaluate(expression: str, config: DotConfig) -> bool:
