@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
-from ipe_build.audit.facts import BootEntry, ImageFacts, RootPartitions
+from ipe_build.audit.facts import BootEntry, ImageFacts, KernelView, RootPartitions
 from ipe_build.boot.entry import read_entry
 from ipe_build.errors import FormatError, InputError, IpeBuildError
 from ipe_build.formats.cpio import CpioEntry, compression_of, read_archives
@@ -17,6 +17,9 @@ from ipe_build.formats.gpt import Partition
 from ipe_build.host import Host
 from ipe_build.image.disk import Disk, read_disk
 from ipe_build.image.filesystem import FilesystemType, detect_filesystem
+from ipe_build.kernel.inspect import inspect_kernel
+from ipe_build.policy.versions import KernelVersion
+from ipe_build.signing.loading import parse_certificates
 
 _CHUNK_BYTES = 1 << 20
 _INITRAMFS_LIMIT_BYTES = 1 << 30
@@ -57,16 +60,25 @@ def _examine(image: Path, kernel_file: Path | None, scratch: Path, host: Host) -
         table=disk.table,
         root=root,
         boot_entry=entry,
-        kernel=attempt("kernel", lambda: view_kernel(kernel_bytes, host)) if kernel_bytes is not None else None,
+        kernel=attempt("kernel", lambda: view_kernel(kernel_bytes)) if kernel_bytes is not None else None,
         initramfs=attempt("initramfs", lambda: read_initramfs(entry.initramfs, host)) if entry is not None else None,
         rootfs=attempt("root filesystem", lambda: _rootfs(root, scratch, host)) if root is not None else None,
         unreadable=unreadable,
     )
 
 
-def view_kernel(data: bytes, host: Host) -> KernelView:
-    """Returns what a kernel binary says of itself."""
-    raise FormatError("not read yet", where="kernel")
+def view_kernel(data: bytes) -> KernelView:
+    """Returns what a kernel binary says of itself. Raises: FormatError, InputError."""
+    facts = inspect_kernel(data)
+    return KernelView(
+        release=facts.version,
+        version=KernelVersion.of_text(facts.version),
+        ipe=facts.ipe,
+        boot_policy=facts.boot_policy,
+        certificates=tuple(one for der in facts.certificates for one in parse_certificates(der, "certificate in the kernel")),
+        lsms=facts.lsms,
+        config=facts.config,
+    )
 
 
 def _root_partitions(disk: Disk, scratch: Path) -> RootPartitions:

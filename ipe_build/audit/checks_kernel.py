@@ -103,25 +103,35 @@ def _named_root_hash(facts: ImageFacts) -> str | None:
 
 
 def kernel_ipe(facts: ImageFacts, host: Host) -> Iterator[Outcome]:
-    """Looks whether the kernel is new enough, carries a boot policy, and (where it carries its configuration) has ipe in CONFIG_LSM."""
+    """Looks whether IPE is built in and in the order of security modules (CONFIG_LSM, or lsm= of the command line)."""
     kernel = facts.kernel
     if kernel is None:
         yield unknown("kernel", "it could not be read")
         return
-    if kernel.version < FIRST_KERNEL:
-        yield bad("kernel", f"{kernel.release} has no IPE; {FIRST_KERNEL} is the first that has")
+    if not kernel.ipe:
+        newer = "was built without it" if kernel.version >= FIRST_KERNEL else f"{FIRST_KERNEL} is the first that has it"
+        yield bad("kernel", f"{kernel.release} has no IPE: {newer}")
     else:
-        yield good("kernel", f"{kernel.release} can have IPE")
-    if kernel.config is None:
-        yield unknown("kernel configuration", "the kernel does not carry it (IKCONFIG)")
-        return
-    order = kernel.config.get("LSM", "").strip('"').split(",")
-    if kernel.config.get("SECURITY_IPE") != "y":
-        yield bad("CONFIG_SECURITY_IPE", "is off")
-    elif "ipe" not in order:
-        yield bad("CONFIG_LSM", f"has no ipe: {','.join(order)}")
+        yield good("kernel", f"{kernel.release} has IPE")
+    if kernel.lsms is None:
+        yield unknown("security modules", "their order was not found in the kernel")
+    elif "ipe" in kernel.lsms:
+        yield good("security modules", ",".join(kernel.lsms))
     else:
-        yield good("CONFIG_LSM", ",".join(order))
+        yield bad("security modules", f"CONFIG_LSM has no ipe: {','.join(kernel.lsms)}")
+
+
+def kernel_modules(facts: ImageFacts, host: Host) -> Iterator[Outcome]:
+    """Looks whether the kernel forces module signatures, where it can load modules at all."""
+    config = facts.kernel.config if facts.kernel is not None else None
+    if config is None:
+        yield unknown("module signatures", "the kernel does not carry its configuration (IKCONFIG)")
+    elif not config.enabled("MODULES"):
+        yield good("module signatures", "the kernel loads no modules")
+    elif config.enabled("MODULE_SIG_FORCE"):
+        yield good("module signatures", "an unsigned module is refused (CONFIG_MODULE_SIG_FORCE)")
+    else:
+        yield bad("module signatures", "CONFIG_MODULE_SIG_FORCE is off: unsigned modules of the verity root are loaded")
 
 
 def certificates(facts: ImageFacts, host: Host) -> Iterator[Outcome]:

@@ -9,19 +9,22 @@ from pathlib import Path
 from cryptography import x509
 
 from ipe_build.formats.cpio import CpioEntry
+from ipe_build.formats.dotconfig import DotConfig
 from ipe_build.formats.gpt import Partition, PartitionTable
 from ipe_build.policy.versions import KernelVersion
 
 
 @dataclass(frozen=True, slots=True)
 class KernelView:
-    """What a kernel binary says of itself. `config` is None when the kernel does not carry its configuration."""
+    """What a kernel binary says of itself. `lsms` None: the order of security modules was not found; `config` None: it carries none."""
 
     release: str
     version: KernelVersion
+    ipe: bool
     boot_policy: bytes | None
     certificates: tuple[x509.Certificate, ...]
-    config: Mapping[str, str] | None
+    lsms: tuple[str, ...] | None
+    config: DotConfig | None
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from cryptography import x509
 
 from ipe_build.cli import Outcome
+from ipe_build.cli.payloads import target_of, target_options
 from ipe_build.errors import ExitStatus, InputError, KeyMismatchError
 from ipe_build.signing.algorithms import KEY_MAKERS, algorithm_of
 from ipe_build.signing.backends import open_signer
@@ -45,6 +46,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--bundle", type=Path, metavar="PEM", help="what the kernel trusts: also check that this certificate is reached from it"
     )
     check.add_argument("--profile", choices=("development", "production"), default="development", help="production refuses TEST keys")
+    target_options(check)
     check.add_argument("--at", metavar="TIME", help="judge validity by this time (ISO 8601) instead of now")
 
 
@@ -89,6 +91,7 @@ def _show(arguments: argparse.Namespace, _host: Host) -> Outcome:
 
 def _check(arguments: argparse.Namespace, host: Host) -> Outcome:
     """Checks every certificate in the files."""
+    target = target_of(arguments)
     at = _time(arguments.at) if arguments.at else datetime.now(UTC)
     bundle = load_certificates(arguments.bundle) if arguments.bundle else ()
     certificates = [(path, item) for path in arguments.certificate for item in load_certificates(path)]
@@ -96,7 +99,7 @@ def _check(arguments: argparse.Namespace, host: Host) -> Outcome:
         raise InputError(f"--key belongs to one certificate, {len(certificates)} were given", where="keys check")
     findings: list[CertificateFinding] = []
     for _, certificate in certificates:
-        found = check_certificate(certificate, at=at, production=arguments.profile == "production", bundle=bundle)
+        found = check_certificate(certificate, at=at, production=arguments.profile == "production", bundle=bundle, target=target)
         findings.extend(found)
     if arguments.key:
         findings.extend(_mismatch(arguments.key, certificates[0][0], host))

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ipe_build.cli import Outcome
+from ipe_build.cli.payloads import target_of, target_options
 from ipe_build.errors import ExitStatus, UsageError
 from ipe_build.kernel.module_compression import COMPRESSIONS
 from ipe_build.kernel.modules import ModuleVerdict, find_modules, sign_modules, verify_module
@@ -29,6 +30,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     sign.add_argument("--digest", choices=list(HASHES), help="default: what suits the key")
     sign.add_argument("--compression", choices=[row.name for row in COMPRESSIONS], help="default: each as it was")
     sign.add_argument("-o", "--output", type=Path, metavar="DIR", help="write the signed modules of one DIR here, instead of in place")
+    target_options(sign)
     sign.add_argument("--jobs", type=int, metavar="N", help="workers (default: one a processor)")
     verify = verbs.add_parser("verify", help="what a kernel that enforces signatures answers for each module")
     verify.add_argument("places", type=Path, nargs="+", metavar="DIR|FILE")
@@ -63,6 +65,7 @@ def _sign(arguments: argparse.Namespace, host: Host) -> Outcome:
         out=arguments.output,
         root=root,
         jobs=arguments.jobs,
+        target=target_of(arguments),
     )
     value = {
         "signer": signer.certificate.subject.rfc4514_string(),

@@ -11,6 +11,7 @@ from ipe_build.errors import InputError, UsageError
 from ipe_build.integrity.fsverity import FsVerityParameters, measure
 from ipe_build.policy.parser import parse
 from ipe_build.signing.profiles import PROFILES, root_hash_payload
+from ipe_build.signing.target import KernelTarget, read_target
 
 if TYPE_CHECKING:
     from ipe_build.host import Host
@@ -60,3 +61,14 @@ def fsverity_payload(arguments: argparse.Namespace, host: Host, path: Path | Non
         raise UsageError(f"wanted an even number of hex digits, got {arguments.salt!r}", where="--salt") from None
     parameters = FsVerityParameters(arguments.hash_name, arguments.block_size, salt)
     return measure(path or Path(arguments.input), parameters, host).payload
+
+
+def target_options(parser: argparse.ArgumentParser) -> None:
+    """Adds the options that say which kernel will check the signatures."""
+    parser.add_argument("--kernel-version", metavar="VERSION", help="refuse what this kernel cannot check, for instance 6.12")
+    parser.add_argument("--kernel-config", type=Path, metavar="FILE", help="… judged by its resolved .config")
+
+
+def target_of(arguments: argparse.Namespace) -> KernelTarget:
+    """Returns the kernel that the options name. Raises: InputError."""
+    return read_target(arguments.kernel_version, arguments.kernel_config)

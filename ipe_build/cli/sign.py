@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ipe_build.cli import Outcome, sign_plan
-from ipe_build.cli.payloads import fsverity_options, fsverity_payload, policy_payload, root_hash_text
+from ipe_build.cli.payloads import fsverity_options, fsverity_payload, policy_payload, root_hash_text, target_of, target_options
 from ipe_build.signing.algorithms import HASHES
 from ipe_build.signing.backends import BACKENDS, open_signer
 from ipe_build.signing.certificates import fingerprint
@@ -33,6 +33,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         verb.add_argument("--key", required=True, metavar="URI", help="one of " + ", ".join(row.example for row in BACKENDS))
         verb.add_argument("--cert", required=True, type=Path, metavar="PEM", help="the key's certificate")
         verb.add_argument("--digest", choices=list(HASHES), help="default: what suits the key")
+        target_options(verb)
         verb.add_argument("-o", "--output", required=True, type=Path, metavar="OUT")
         verb.add_argument("--force", action="store_true", help="replace OUT when it exists")
     verify = verbs.add_parser("verify", help="check a signature as the kernel does, against a set of certificates")
@@ -50,7 +51,7 @@ def run(arguments: argparse.Namespace, host: Host) -> Outcome:
         return others[arguments.action](arguments, host)
     profile, payload = _payload(arguments, host)
     signer = open_signer(arguments.key, arguments.cert, host)
-    signature = sign_payload(profile, payload, signer, arguments.digest)
+    signature = sign_payload(profile, payload, signer, arguments.digest, target_of(arguments))
     # The signature is checked before it is kept: a token or a signing server may give back anything.
     verify_signature(profile, payload, signature, [signer.certificate])
     with host.output(arguments.output, force=arguments.force) as temporary:

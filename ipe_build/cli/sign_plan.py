@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from cryptography import x509
 
 from ipe_build.cli import Outcome
-from ipe_build.cli.payloads import fsverity_options, fsverity_payload, policy_payload, root_hash_text
+from ipe_build.cli.payloads import fsverity_options, fsverity_payload, policy_payload, root_hash_text, target_of, target_options
 from ipe_build.errors import ExitStatus, InputError, UsageError
 from ipe_build.formats.module_signature import strip_signatures
 from ipe_build.kernel.module_compression import unpack
@@ -47,6 +47,7 @@ def configure(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
     roles = ", ".join(_ROLE_NAMES)
     making.add_argument("--cert", action="append", required=True, metavar="[ROLE=]PEM", help=f"who must sign; ROLE is one of {roles}")
     making.add_argument("--digest", choices=list(HASHES), help="default: what suits the key")
+    target_options(making)
     making.add_argument("-o", "--output", required=True, type=Path, metavar="PLAN")
     making.add_argument("--force", action="store_true", help="replace PLAN when it exists")
     attaching = verbs.add_parser("attach", help="check what was signed elsewhere and put it in place; says what is missing")
@@ -61,7 +62,7 @@ def configure(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
 def plan(arguments: argparse.Namespace, host: Host) -> Outcome:
     """Writes the plan."""
     certificates = _certificates_by_role(arguments.cert)
-    requests = []
+    target, requests = target_of(arguments), []
     for number, item in enumerate(_items(arguments, host), 1):
         profile = PROFILES[item.profile]
         certificate = certificates.get(profile.role)
@@ -76,6 +77,7 @@ def plan(arguments: argparse.Namespace, host: Host) -> Outcome:
             output=item.output,
             digest_name=arguments.digest,
             carry=item.profile != "module",
+            target=target,
         )
         requests.append(request)
     if not requests:
