@@ -1,4 +1,4 @@
-"""`ipe-build fsverity`: digests of files as the kernel measures them, manifests of folders."""
+"""`ipe-build fsverity`: digests of files as the kernel measures them, builtin signatures, manifests of folders."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from ipe_build.cli import Outcome
 from ipe_build.errors import UsageError
-from ipe_build.integrity.fsverity import FsVerityFile, FsVerityParameters
+from ipe_build.integrity.fsverity import FsVerityParameters
 
 if TYPE_CHECKING:
     from ipe_build.host import Host
@@ -18,8 +18,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Adds the sub-verbs."""
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
     digest = actions.add_parser("digest", help="print the fs-verity digests of files", description="Print the fs-verity digests of files.")
-    digest.add_argument("files", type=Path, nargs="+", metavar="FILE")
+    digest.add_argument("files", nargs="+", metavar="FILE")
     digest.add_argument("--compact", action="store_true", help="only the digests, without algorithm and file name")
+    sign = actions.add_parser("sign", help="write builtin signatures of files", description="Sign the fs-verity digests of files.")
+    sign.add_argument("files", nargs="+", metavar="FILE")
+    sign.add_argument("--key", required=True, metavar="URI", help="file:key.pem, pkcs11:… or command:…")
+    sign.add_argument("--cert", required=True, type=Path, metavar="PEM", help="the key's certificate")
+    sign.add_argument("-o", "--output", type=Path, metavar="OUT", help="the signature of a single file (default: FILE.fsverity.p7s)")
+    sign.add_argument("--force", action="store_true", help="replace outputs that exist")
     manifest = actions.add_parser(
         "manifest", help="the digests of a whole folder as JSON", description="The digests of all regular files below a folder."
     )
@@ -27,7 +33,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     manifest.add_argument("-o", "--output", type=Path, metavar="FILE", help="write the manifest to FILE")
     manifest.add_argument("--rules", action="store_true", help="print IPE rules (fsverity_digest=) instead")
     manifest.add_argument("--force", action="store_true", help="replace FILE when it exists")
-    for sub in (digest, manifest):
+    for sub in (digest, sign, manifest):
         sub.add_argument("--hash-alg", "--hash", dest="hash_name", default="sha256", metavar="NAME", help="sha256 (default) or sha512")
         sub.add_argument("--block-size", type=int, default=4096, metavar="BYTES", help="1024 to 65536 (default: 4096)")
         sub.add_argument("--salt", default="", metavar="HEX", help="salt of up to 32 bytes (default: none)")
@@ -35,7 +41,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace, host: Host) -> Outcome:
     """Returns the outcome of the sub-verb."""
-    actions = {"digest": _digest, "manifest": _manifest}
+    actions = {"digest": _digest, "sign": _sign, "manifest": _manifest}
     return actions[arguments.action](arguments, host)
 
 
@@ -51,19 +57,38 @@ def _parameters(arguments: argparse.Namespace) -> FsVerityParameters:
 def _digest(arguments: argparse.Namespace, host: Host) -> Outcome:
     from ipe_build.integrity.fsverity import measure_all
 
-    files = measure_all(arguments.files, _parameters(arguments), host)
-    lines = [file.digest.hex() if arguments.compact else f"{file.parameters.hash_name}:{file.digest.hex()} {file.path}" for file in files]
-    return Outcome([_value(file) for file in files], "\n".join(lines))
+    parameters = _parameters(arguments)
+    name = parameters.hash_name
+    found = measure_all(arguments.files, parameters, host)
+    pairs = tuple(zip(arguments.files, found, strict=True))
+    value = [{"file": path, "hash_name": name, "digest": one.digest.hex(), "size_bytes": one.size_bytes} for path, one in pairs]
+    lines = [one.digest.hex() if arguments.compact else f"{name}:{one.digest.hex()} {path}" for path, one in pairs]
+    return Outcome(value, "\n".join(lines))
 
 
-def _value(file: FsVerityFile) -> dict[str, object]:
-    """Returns a measured file for --json."""
-    return {
-        "file": str(file.path),
-        "hash_name": file.parameters.hash_name,
-        "digest": file.digest.hex(),
-        "size_bytes": file.descriptor.data_size,
-    }
+def _sign(arguments: argparse.Namespace, host: Host) -> Outcome:
+    from ipe_build.formats.fsverity import formatted_digest
+    from ipe_build.integrity.fsverity import measure_all
+    from ipe_build.signing.backends import open_signer
+    from ipe_build.signing.profiles import PROFILES, sign_payload
+    from ipe_build.signing.verify import verify_signature
+
+    if arguments.output is not None and len(arguments.files) > 1:
+        raise UsageError("-o names one output, several files were given", where="-o", hint="leave it out: each gets FILE.fsverity.p7s")
+    parameters = _parameters(arguments)
+    profile = PROFILES["fs-verity-builtin"]
+    signer = open_signer(arguments.key, arguments.cert, host)
+    value = []
+    for file, one in zip(arguments.files, measure_all(arguments.files, parameters, host), strict=True):
+        payload = formatted_digest(parameters.hash_name, one.digest)
+        signature = sign_payload(profile, payload, signer, None)
+        # Checked before it is kept: a token or a signing server may give back anything.
+        verify_signature(profile, payload, signature, [signer.certificate])
+        output = arguments.output if arguments.output is not None else Path(f"{file}.fsverity.p7s")
+        with host.output(output, force=arguments.force) as temporary:
+            temporary.write_bytes(signature)
+        value.append({"file": file, "digest": one.digest.hex(), "signature": str(output)})
+    return Outcome(value, "\n".join(f"{one['signature']}: signs {parameters.hash_name}:{one['digest']}" for one in value))
 
 
 def _manifest(arguments: argparse.Namespace, host: Host) -> Outcome:

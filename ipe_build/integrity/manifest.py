@@ -63,13 +63,12 @@ def make_manifest(folder: Path, parameters: FsVerityParameters, host: Host) -> M
     Raises: InputError when a file cannot be read.
     """
     with host.progress.step(f"fsverity: measure {folder}"):
-        files = measure_all(tuple(find_files(folder)), parameters, host)
+        paths = tuple(find_files(folder))
+        files = measure_all(paths, parameters, host)
     return Manifest(
         parameters,
         tuple(
-            ManifestEntry(
-                "/" + os.fsencode(file.path.relative_to(folder)).decode("utf-8", "backslashreplace"), file.descriptor.data_size, file.digest
-            )
-            for file in files
+            ManifestEntry("/" + os.fsencode(path.relative_to(folder)).decode("utf-8", "backslashreplace"), file.size_bytes, file.digest)
+            for path, file in zip(paths, files, strict=True)
         ),
     )
