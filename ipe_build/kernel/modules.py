@@ -31,6 +31,7 @@ from ipe_build.kernel.module_compression import Compression, find_compression, i
 from ipe_build.signing.algorithms import name_of_oid
 from ipe_build.signing.profiles import PROFILES, sign_payload
 from ipe_build.signing.signer import Signer
+from ipe_build.signing.target import ANY_KERNEL, KernelTarget
 from ipe_build.signing.verify import describe_signer, verify_signature
 
 if TYPE_CHECKING:
@@ -108,14 +109,16 @@ def _walk(folder: Path) -> Iterator[Path]:
                 yield path
 
 
-def sign_module(data: bytes, signer: Signer, digest_name: str | None, compression: Compression | None, where: str) -> bytes:
+def sign_module(
+    data: bytes, signer: Signer, digest_name: str | None, compression: Compression | None, where: str, target: KernelTarget = ANY_KERNEL
+) -> bytes:
     """Returns a module's file with one signature, whatever signatures it had, compressed as it was unless `compression` says else.
 
     Raises: FormatError, SigningKeyError.
     """
     unpacked, found = unpack(data, where)
     payload = strip_signatures(unpacked, where)
-    signed = append_signature(payload, sign_payload(_PROFILE, payload, signer, digest_name))
+    signed = append_signature(payload, sign_payload(_PROFILE, payload, signer, digest_name, target))
     return (compression or found).compress(signed)
 
 
@@ -129,6 +132,7 @@ class _Work:
     compression: Compression | None
     out: Path | None
     root: Path | None
+    kernel: KernelTarget
 
     def target(self, source: Path) -> Path:
         """Returns where the signed module goes: beside the root's name in `out`, or in place; the suffix follows the compression."""
@@ -140,7 +144,7 @@ class _Work:
 
     def sign(self, source: Path) -> SignedModule:
         """Signs one module. The file that was there is replaced whole, or left as it is; its permissions are kept."""
-        data = sign_module(source.read_bytes(), self.signer, self.digest_name, self.compression, str(source))
+        data = sign_module(source.read_bytes(), self.signer, self.digest_name, self.compression, str(source), self.kernel)
         target = self.target(source)
         target.parent.mkdir(parents=True, exist_ok=True)
         with self.host.output(target, force=True) as temporary:
@@ -165,14 +169,16 @@ def sign_modules(
     out: Path | None = None,
     root: Path | None = None,
     jobs: int | None = None,
+    target: KernelTarget = ANY_KERNEL,
 ) -> tuple[SignedModule, ...]:
     """Returns the signed modules in the order of `files`, signed in place, or into the folder `out` at their place below `root`.
 
-    `compression` is None (each as it was) or none, gz, xz, zst; `jobs` is the number of workers. Signing again replaces a signature.
+    `compression` is None (each as it was) or none, gz, xz, zst; `jobs` is the number of workers; `target` is the kernel that
+    must be able to check the signatures. Signing again replaces a signature.
     When one fails, nothing is half written: each file is either as it was or signed, and a second run does the rest.
     Raises: FormatError, InputError, SigningKeyError, OutputError, ToolFailedError.
     """
-    work = _Work(signer, host, digest_name, find_compression(compression) if compression else None, out, root)
+    work = _Work(signer, host, digest_name, find_compression(compression) if compression else None, out, root, target)
     _check_targets(files, work)
     total, started = sum(path.stat().st_size for path in files), time.monotonic()
     workers = min(jobs or host.jobs, -(-len(files) // _CHUNK)) if signer.survives_fork else 1

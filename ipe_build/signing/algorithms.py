@@ -10,8 +10,13 @@ from dataclasses import dataclass
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, padding, rsa
 from cryptography.hazmat.primitives.asymmetric.types import CertificateIssuerPrivateKeyTypes, PrivateKeyTypes, PublicKeyTypes
+
+try:
+    from cryptography.hazmat.primitives.asymmetric import mldsa
+except ImportError:  # an older cryptography: ML-DSA keys are then of an unknown type, everything else works
+    mldsa = None  # type: ignore[assignment]
 
 from ipe_build.errors import SigningKeyError
 from ipe_build.formats.cms import AlgorithmIdentifier
@@ -34,6 +39,7 @@ class Algorithm:
 
     `identifiers`: the CMS signature algorithm for each digest that may be used. `first_kernel` is the first mainline release whose
     PKCS#7 parser takes it, None when none does; `symbols` are the Kconfig symbols that the kernel then needs.
+    `prehashed`: the signature is over a digest, so a digest is enough to sign; `deterministic`: the same inputs give the same bytes.
     """
 
     name: str
@@ -46,6 +52,7 @@ class Algorithm:
     first_kernel: KernelVersion | None
     symbols: tuple[str, ...]
     prehashed: bool = True
+    deterministic: bool = True
 
     @property
     def digests(self) -> tuple[str, ...]:
@@ -84,6 +91,28 @@ def _ecdsa_verify(key: PublicKeyTypes, signature: bytes, message: bytes, digest_
     key.verify(signature, message, ec.ECDSA(HASHES[digest_name]))
 
 
+def _ed25519_sign(key: PrivateKeyTypes, message: bytes, _digest_name: str) -> bytes:
+    """Returns a pure Ed25519 signature (deterministic)."""
+    assert isinstance(key, ed25519.Ed25519PrivateKey)
+    return key.sign(message)
+
+
+def _ed25519_verify(key: PublicKeyTypes, signature: bytes, message: bytes, _digest_name: str) -> None:
+    assert isinstance(key, ed25519.Ed25519PublicKey)
+    key.verify(signature, message)
+
+
+def _mldsa_sign(key: PrivateKeyTypes, message: bytes, _digest_name: str) -> bytes:
+    """Returns a pure ML-DSA signature with an empty context; hedged (FIPS 204, 5.2), so two signatures of one message differ."""
+    assert isinstance(key, mldsa.MLDSA44PrivateKey | mldsa.MLDSA65PrivateKey | mldsa.MLDSA87PrivateKey)
+    return key.sign(message)
+
+
+def _mldsa_verify(key: PublicKeyTypes, signature: bytes, message: bytes, _digest_name: str) -> None:
+    assert isinstance(key, mldsa.MLDSA44PublicKey | mldsa.MLDSA65PublicKey | mldsa.MLDSA87PublicKey)
+    key.verify(signature, message)
+
+
 def _is_curve(curve: type[ec.EllipticCurve]) -> Callable[[PublicKeyTypes], bool]:
     return lambda key: isinstance(key, ec.EllipticCurvePublicKey) and isinstance(key.curve, curve)
 
@@ -98,6 +127,34 @@ _ECDSA_IDS = {
     "sha384": AlgorithmIdentifier("1.2.840.10045.4.3.3", null_parameters=False),
     "sha512": AlgorithmIdentifier("1.2.840.10045.4.3.4", null_parameters=False),
 }
+
+
+def _mldsa_rows() -> tuple[Algorithm, ...]:
+    """Returns a row for each parameter set of FIPS 204, none when this machine's cryptography does not know ML-DSA."""
+    if mldsa is None:
+        return ()
+    sets = (
+        ("44", "2.16.840.1.101.3.4.3.17", mldsa.MLDSA44PrivateKey, mldsa.MLDSA44PublicKey),
+        ("65", "2.16.840.1.101.3.4.3.18", mldsa.MLDSA65PrivateKey, mldsa.MLDSA65PublicKey),
+        ("87", "2.16.840.1.101.3.4.3.19", mldsa.MLDSA87PrivateKey, mldsa.MLDSA87PublicKey),
+    )
+    return tuple(
+        Algorithm(
+            name=f"ml-dsa-{number}",
+            key_types=((f"mldsa{number}", private.generate),),
+            fits=lambda key, public=public: isinstance(key, public),  # type: ignore[misc]
+            identifiers=(("sha512", AlgorithmIdentifier(oid, null_parameters=False)),),
+            sign=_mldsa_sign,
+            verify=_mldsa_verify,
+            certificate_hash=None,
+            first_kernel=(7, 0),
+            symbols=("CRYPTO_MLDSA",),
+            prehashed=False,
+            deterministic=False,
+        )
+        for number, oid, private, public in sets
+    )
+
 
 ALGORITHMS: tuple[Algorithm, ...] = (
     Algorithm(
@@ -133,6 +190,19 @@ ALGORITHMS: tuple[Algorithm, ...] = (
         first_kernel=(5, 13),
         symbols=("CRYPTO_ECDSA",),
     ),
+    Algorithm(
+        name="ed25519",
+        key_types=(),
+        fits=lambda key: isinstance(key, ed25519.Ed25519PublicKey),
+        identifiers=(("sha512", AlgorithmIdentifier("1.3.101.112", null_parameters=False)),),
+        sign=_ed25519_sign,
+        verify=_ed25519_verify,
+        certificate_hash=None,
+        first_kernel=None,
+        symbols=(),
+        prehashed=False,
+    ),
+    *_mldsa_rows(),
 )
 
 

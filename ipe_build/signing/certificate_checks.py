@@ -24,6 +24,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID
 from ipe_build.errors import SigningKeyError
 from ipe_build.signing.algorithms import algorithm_of
 from ipe_build.signing.loading import public_bytes, public_key_of
+from ipe_build.signing.target import ANY_KERNEL, KernelTarget, why_refused
 from ipe_build.signing.verify import issued_by
 
 _TEST_WORD = re.compile(r"\bTEST\b")
@@ -59,6 +60,7 @@ class CheckContext:
     production: bool
     key: PublicKeyTypes | None
     bundle: tuple[x509.Certificate, ...]
+    target: KernelTarget = ANY_KERNEL
 
     @property
     def is_authority(self) -> bool:
@@ -83,12 +85,14 @@ def check_certificate(
     production: bool = False,
     key: PublicKeyTypes | None = None,
     bundle: Sequence[x509.Certificate] = (),
+    target: KernelTarget = ANY_KERNEL,
 ) -> tuple[CertificateFinding, ...]:
     """Returns what is wrong with a certificate, worst first; empty when nothing is.
 
-    With `key`, whether it fits; with `bundle`, whether the kernel that has these certificates would trust this one's signatures.
+    With `key`, whether it fits; with `bundle`, whether the kernel that has these certificates would trust this one's signatures;
+    with `target`, whether that kernel can check such a key's signatures at all.
     """
-    context = CheckContext(certificate, at, production, key, tuple(bundle))
+    context = CheckContext(certificate, at, production, key, tuple(bundle), target)
     subject = certificate.subject.rfc4514_string()
     found = []
     for row in CHECKS:
@@ -133,6 +137,14 @@ def _unusable_key(context: CheckContext) -> str | None:
     except SigningKeyError as error:
         return error.message
     return None
+
+
+def _kernel_cannot_check(context: CheckContext) -> str | None:
+    try:
+        algorithm = algorithm_of(public_key_of(context.certificate))
+    except SigningKeyError:
+        return None
+    return why_refused(algorithm, algorithm.digests[0], context.target)
 
 
 def _rsa_bits(context: CheckContext) -> int | None:
@@ -232,6 +244,7 @@ CHECKS: tuple[CheckRow, ...] = (
     CheckRow("expired", Severity.ERROR, _expired, "issue a new certificate; `keys check --at TIME` judges by another time"),
     CheckRow("not-yet-valid", Severity.ERROR, _not_yet_valid, "check the clock of this machine and of the one that issued it"),
     CheckRow("unusable-key", Severity.ERROR, _unusable_key, "make a key that the kernel takes: ipe-build keys create"),
+    CheckRow("kernel-cannot-check", Severity.ERROR, _kernel_cannot_check, "use a key that the kernel takes, RSA for any"),
     CheckRow("weak-key", Severity.ERROR, _weak_key, "use RSA-3072 or more"),
     CheckRow("weak-hash", Severity.ERROR, _weak_hash, "issue the certificate with SHA-256 or stronger"),
     CheckRow("key-mismatch", Severity.ERROR, _key_mismatch, "give the certificate that was issued for this key"),

@@ -21,6 +21,7 @@ from ipe_build.signing.algorithms import HASHES, algorithm_of, is_signature
 from ipe_build.signing.certificates import fingerprint
 from ipe_build.signing.loading import public_key_of
 from ipe_build.signing.profiles import PROFILES, Profile
+from ipe_build.signing.target import ANY_KERNEL, KernelTarget, require
 
 FORMAT = "ipe-build signing plan"
 VERSION = 1
@@ -113,12 +114,13 @@ def make_request(
     output: str,
     digest_name: str | None,
     carry: bool,
+    target: KernelTarget = ANY_KERNEL,
 ) -> Request:
     """Returns the request to sign `payload`; with `carry` the payload is in it. Raises: InputError, SigningKeyError."""
     profile.check(payload)
     algorithm = algorithm_of(public_key_of(certificate))
     name = digest_name or algorithm.digests[0]
-    algorithm.identifier(name)
+    require(algorithm, name, target)
     digest = hashlib.new(name, payload).digest()
     wanted = payload if carry or not algorithm.prehashed else None
     row_id = f"{number:05}-{profile.name}-{digest.hex()[:12]}"

@@ -15,6 +15,7 @@ from ipe_build.signing.algorithms import algorithm_of
 from ipe_build.signing.envelopes import CmsEnvelope, Envelope
 from ipe_build.signing.loading import public_key_of
 from ipe_build.signing.signer import Signer
+from ipe_build.signing.target import ANY_KERNEL, KernelTarget, require
 
 _HEX = frozenset(b"0123456789abcdef")
 _FSVERITY_DIGEST_SIZES = {1: 32, 2: 64}
@@ -43,13 +44,17 @@ def root_hash_payload(root_hash: bytes) -> bytes:
     return root_hash.hex().encode()
 
 
-def sign_payload(profile: Profile, payload: bytes, signer: Signer, digest_name: str | None = None) -> bytes:
+def sign_payload(
+    profile: Profile, payload: bytes, signer: Signer, digest_name: str | None = None, target: KernelTarget = ANY_KERNEL
+) -> bytes:
     """Returns the signature file's bytes as the kernel takes them. `digest_name` is the key's preferred one unless given.
 
-    Raises: InputError for bytes that cannot be such a payload, SigningKeyError.
+    Raises: InputError for bytes that cannot be such a payload, SigningKeyError, also when `target` cannot check such a signature.
     """
     profile.check(payload)
-    digest = digest_name or algorithm_of(public_key_of(signer.certificate)).digests[0]
+    algorithm = algorithm_of(public_key_of(signer.certificate))
+    digest = digest_name or algorithm.digests[0]
+    require(algorithm, digest, target)
     return profile.envelope.seal(payload, signer, digest)
 
 

@@ -14,6 +14,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from ipe_build.signing.certificate_checks import CHECKS, Severity, check_certificate
 from ipe_build.signing.certificates import KeySet
 from ipe_build.signing.loading import load_certificate, load_certificates
+from ipe_build.signing.target import KernelTarget
 from tests.fixtures.keys import NOT_BEFORE
 
 AT = NOT_BEFORE + timedelta(days=400)
@@ -69,6 +70,7 @@ BAD: dict[str, tuple[Recipe, dict[str, object]]] = {
     "expired": (Recipe(ends=AT - timedelta(seconds=1)), {}),
     "not-yet-valid": (Recipe(starts=AT + timedelta(seconds=1)), {}),
     "unusable-key": (Recipe(key=_DSA), {}),
+    "kernel-cannot-check": (Recipe(), {"target": KernelTarget((5, 12))}),
     "weak-key": (Recipe(key=_RSA_1024), {}),
     "weak-hash": (Recipe(hash=hashes.SHA224()), {}),
     "key-mismatch": (Recipe(), {"key": _RSA_2048.public_key()}),
@@ -98,7 +100,7 @@ def test_check_fires_on_the_certificate_it_is_for(rule: str) -> None:
 @pytest.mark.parametrize("rule", sorted(BAD))
 def test_check_is_silent_on_a_good_certificate(rule: str) -> None:
     good = _make(Recipe())
-    assert _rules(good, production=True, key=_KEY.public_key(), bundle=[good]) == set()
+    assert _rules(good, production=True, key=_KEY.public_key(), bundle=[good], target=KernelTarget((6, 12))) == set()
 
 
 def test_made_keys_have_nothing_against_them(test_keys: KeySet) -> None:
