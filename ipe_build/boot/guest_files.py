@@ -9,6 +9,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from ipe_build.boot import layout
 from ipe_build.errors import InputError, ToolMissingError
+from ipe_build.formats.module_signature import append_signature
+from ipe_build.signing.profiles import PROFILES, sign_payload
+from ipe_build.signing.signer import Signer
 
 if TYPE_CHECKING:
     from ipe_build.host import Host
@@ -42,6 +45,16 @@ class ModuleFixtures:
     signed: bytes
     unsigned: bytes
     foreign: bytes
+
+
+def module_fixtures(unsigned: bytes, signer: Signer, foreign: Signer) -> ModuleFixtures:
+    """Returns the fixtures made of an uncompressed module without a signature. Raises: InputError, SigningKeyError."""
+    profile = PROFILES["module"]
+    return ModuleFixtures(
+        signed=append_signature(unsigned, sign_payload(profile, unsigned, signer)),
+        unsigned=unsigned,
+        foreign=append_signature(unsigned, sign_payload(profile, unsigned, foreign)),
+    )
 
 
 def probe_files(host: Host, *, modules: ModuleFixtures | None, architecture: str = "x86-64") -> tuple[GuestFile, ...]:
