@@ -10,6 +10,7 @@ PYTEST_ARGS ?=
 .PHONY: demo test lint deps bench clean
 demo: deps $(VENV)/.installed
 	mkdir -p build
+	conf/demo/make-rootfs build/demo-rootfs
 	$(VENV)/bin/ipe-build build -c conf/demo.toml -o build/demo
 
 test: deps $(VENV)/.installed

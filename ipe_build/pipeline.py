@@ -1,18 +1,12 @@
-"""The order of a whole build: one typed function a step, and `build`, which only runs them in order.
-
-Each step takes the values of earlier ones and the host; the files it makes lie in the folder it is given.
-"""
+"""The order of a whole build, and what comes after the disk image: audit, manifest, proof."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import shutil
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from pathlib import Path
-from uuid import UUID, uuid5
 
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
@@ -31,299 +25,35 @@ from ipe_build.audit.checks import audit
 from ipe_build.audit.findings import AuditReport
 from ipe_build.audit.report import render_summary
 from ipe_build.boot.evidence import Evidence, evidence_table, evidence_value
-from ipe_build.boot.guest_files import ModuleFixtures, probe_files
 from ipe_build.boot.probe_disk import PolicyMaterial
 from ipe_build.boot.prove import BootRequest, boot_image
 from ipe_build.boot.qemu import Machine
-from ipe_build.config.schema import Compression as ModuleCompression
-from ipe_build.config.schema import Config, KeySection, OnCorruption, PolicySection, Profile
-from ipe_build.errors import ConfigError, SigningKeyError
+from ipe_build.config.schema import Config, PolicyPlace
 from ipe_build.examine import examined
-from ipe_build.formats.verity_sig import VeritySignature
 from ipe_build.host import Host
-from ipe_build.host.cache import cache_key
 from ipe_build.host.progress import human_bytes
-from ipe_build.image.disk import Disk, DiskRequest, make_disk
-from ipe_build.image.esp import BootEntry
-from ipe_build.image.filesystem import FilesystemImage, FilesystemRequest, FilesystemType, make_filesystem
-from ipe_build.image.initramfs import Compression, InitramfsRequest, OnFailure, make_initramfs
-from ipe_build.image.rootfs import Entry, PathRule
-from ipe_build.integrity.verity import VerityParameters, VerityTree, format_image
-from ipe_build.kernel.build import Kernel, build_kernel
-from ipe_build.kernel.modules import sign_module, sign_modules
-from ipe_build.kernel.profiles import kernel_request
-from ipe_build.kernel.trust import KernelTrust
-from ipe_build.policy.model import Policy
+from ipe_build.image.rootfs import Entry
+from ipe_build.kernel.build import Kernel
 from ipe_build.policy.parser import Role, parse
-from ipe_build.policy.render import render
-from ipe_build.signing.backends import open_signer
-from ipe_build.signing.certificate_checks import Severity, check_certificate
-from ipe_build.signing.certificates import KeySet, create_keys, load_keys, pem_bundle
-from ipe_build.signing.loading import load_certificates
-from ipe_build.signing.profiles import PROFILES, root_hash_payload, sign_payload
-from ipe_build.signing.signer import Signer
-
-_NAMESPACE = UUID("3d1cf9b0-9f0e-5c2c-8a43-6f1f2b8d1c55")
-PROBE_MODULE = "dummy.ko"
-"""The module that the probes load: it needs no hardware and no other module."""
-_TEST_KEYS_BEGIN = datetime(2024, 1, 1, tzinfo=UTC)
-_TEST_KEYS_DAYS = 36525
-_MODULE_SUFFIX = {ModuleCompression.NONE: "none", ModuleCompression.GZIP: "gz", ModuleCompression.XZ: "xz", ModuleCompression.ZSTD: "zst"}
-
-
-@dataclass(frozen=True, slots=True)
-class Keys:
-    """Who signs what, and the certificates that go into the kernel (the signers' own included: most signatures carry none)."""
-
-    policy: Signer
-    verity: Signer
-    module: Signer
-    trusted: tuple[x509.Certificate, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class SignedPolicy:
-    """A device policy: parsed, its text, and the text inside its signature."""
-
-    policy: Policy
-    text: bytes
-    signed: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class SignedRoot:
-    """A verity root: filesystem, tree, and the root hash's detached signature."""
-
-    filesystem: FilesystemImage
-    hash_area: Path
-    tree: VerityTree
-    signature: bytes
-
-
-def derived_uuid(config: Config, purpose: str, host: Host) -> UUID:
-    """Returns the UUID of a purpose that follows from [build] name and SOURCE_DATE_EPOCH (version 5, RFC 9562)."""
-    return uuid5(_NAMESPACE, f"{config.build.name}/{purpose}/{host.source_date_epoch}")
-
-
-def chosen_salt(config: Config, host: Host) -> bytes:
-    """Returns the salt that the configuration names, else 32 bytes that follow from [build] name and SOURCE_DATE_EPOCH."""
-    if config.verity.salt == "-":
-        return b""
-    if config.verity.salt is not None:
-        return bytes.fromhex(config.verity.salt)
-    return hashlib.sha256(f"ipe-build salt/{config.build.name}/{host.source_date_epoch}".encode()).digest()
-
-
-def make_test_keys(name: str, host: Host) -> KeySet:
-    """Returns the user's test keys of a name, made the first time: from the cache folder, so that a second build is signed by the same."""
-
-    def make(folder: Path) -> None:
-        create_keys(folder / "keys", host, not_before=_TEST_KEYS_BEGIN, lifetime_days=_TEST_KEYS_DAYS, organisation=name)
-
-    return load_keys(host.cache.entry("test-keys", cache_key(name), make) / "keys")
-
-
-def open_keys(config: Config, config_file: Path, host: Host) -> Keys:
-    """Step 1. Returns the signers that the configuration names, test keys for the others, and the trusted certificates.
-
-    Raises: SigningKeyError, also where profile = production meets a TEST, weak or expired certificate or a purpose without a key.
-    """
-    named = {"policy": config.keys.policy, "verity": config.keys.verity, "module": config.keys.module}
-    trusted = [one for path in config.keys.trusted for one in load_certificates(path)]
-    test = None
-    if None in named.values():
-        if config.build.profile is Profile.PRODUCTION:
-            missing = next(role for role, section in named.items() if section is None)
-            raise SigningKeyError("a production build needs a key of its own", where=f"{config_file}: [keys] {missing}")
-        test = make_test_keys("ipe-build", host)
-        trusted += load_certificates(test.root.certificate)
-    signers = {role: _open_signer(role, section, test, config_file, host) for role, section in named.items()}
-    everyone = _unique([*trusted, *(signer.certificate for signer in signers.values())])
-    _check_certificates(config, everyone, host)
-    return Keys(signers["policy"], signers["verity"], signers["module"], everyone)
-
-
-def _open_signer(role: str, section: KeySection | None, test: KeySet | None, config_file: Path, host: Host) -> Signer:
-    """Returns the signer of a role: the named one, else the test key. A relative `file:` counts from the configuration's folder."""
-    if section is None:
-        assert test is not None
-        return test.pair(role).signer(host)
-    uri = section.key
-    if uri.startswith("file:") and not uri.startswith("file:/"):
-        uri = f"file:{config_file.absolute().parent}/{uri.removeprefix('file:')}"
-    return open_signer(uri, section.certificate, host)
-
-
-def _unique(certificates: Iterable[x509.Certificate]) -> tuple[x509.Certificate, ...]:
-    """Returns each certificate once, in order."""
-    return tuple({one.public_bytes(Encoding.DER): one for one in certificates}.values())
-
-
-def _check_certificates(config: Config, certificates: tuple[x509.Certificate, ...], host: Host) -> None:
-    """Raises SigningKeyError for a certificate that must not go into a device; warns of the rest."""
-    production = config.build.profile is Profile.PRODUCTION
-    at = datetime.fromtimestamp(host.source_date_epoch, UTC) if host.source_date_epoch else datetime.now(UTC)
-    for certificate in certificates:
-        for finding in check_certificate(certificate, at=at, production=production):
-            if finding.severity is Severity.ERROR:
-                raise SigningKeyError(finding.message, where=finding.subject, hint=finding.hint)
-            if finding.severity is Severity.WARNING and production:
-                host.progress.warn(f"{finding.subject}: {finding.message}")
-
-
-def render_policy(section: PolicySection, role: Role, config_file: Path) -> bytes:
-    """Step 6. Returns the text of the boot or the device policy, checked as the kernel would."""
-    template: str | Path = section.template
-    if section.template.startswith("file:"):
-        template = config_file.absolute().parent / section.template.removeprefix("file:")
-    return render(template, {"role": str(role), **section.variables, "name": section.name, "version": section.version})
-
-
-def sign_device_policy(text: bytes, keys: Keys) -> SignedPolicy:
-    """Step 6. Returns the device policy with its signature (attached PKCS#7)."""
-    policy = parse(text, role=Role.DEVICE).policy
-    assert policy is not None
-    return SignedPolicy(policy, text, sign_payload(PROFILES["ipe-policy"], text, keys.policy))
-
-
-def make_kernel(config: Config, boot_policy: bytes, device_policy: bytes, keys: Keys, config_file: Path, host: Host) -> Kernel:
-    """Step 2. Returns the kernel with boot policy and certificates linked in, from the cache where it was built before."""
-    section = config.kernel
-    if section.image is not None:
-        raise ConfigError("a kernel that is built already is not taken yet", where=f"{config_file}: [kernel] image")
-    if section.source is None:
-        raise ConfigError(
-            "wanted a kernel source", where=f"{config_file}: [kernel] source", hint="/usr/src/linux-source-6.12.tar.xz is Debian's"
-        )
-    request = kernel_request(
-        section.source,
-        board=section.board,
-        features=section.features,
-        properties=_properties(boot_policy, Role.BOOT) | _properties(device_policy, Role.DEVICE),
-        filesystem=config.rootfs.filesystem,
-        module_compression=config.modules.compression,
-        base=section.base,
-        fragments=section.fragments,
-    )
-    certificates = tuple(one.public_bytes(Encoding.DER) for one in keys.trusted)
-    return build_kernel(request, KernelTrust(boot_policy, certificates), host)
-
-
-def _properties(text: bytes, role: Role) -> frozenset[str]:
-    """Returns the names of the IPE properties that a policy uses."""
-    policy = parse(text, role=role).policy
-    assert policy is not None
-    return frozenset(condition.property.name for rule in policy.rules for condition in rule.conditions)
-
-
-def sign_kernel_modules(config: Config, kernel: Kernel, keys: Keys, folder: Path, host: Host) -> tuple[Entry, ...]:
-    """Step 3. Returns the signed modules, and the indexes that modprobe reads, as entries of the root filesystem."""
-    place = config.rootfs.modules.strip("/") if config.rootfs.modules else ""
-    if not place or kernel.modules_folder is None or not kernel.modules:
-        return ()
-    tree = folder / "lib/modules" / kernel.release
-    sign_modules(
-        kernel.modules,
-        keys.module,
-        host,
-        digest_name=config.modules.digest,
-        compression=_MODULE_SUFFIX[config.modules.compression],
-        out=tree,
-        root=kernel.modules_folder,
-    )
-    for name in ("modules.order", "modules.builtin", "modules.builtin.modinfo"):
-        if (kernel.modules_folder / name).is_file():
-            shutil.copyfile(kernel.modules_folder / name, tree / name)
-    host.run(["depmod", "--basedir", folder, kernel.release])
-    files = sorted(path for path in tree.rglob("*") if path.is_file())
-    return tuple(Entry.file(f"{place}/{kernel.release}/{path.relative_to(tree).as_posix()}", path) for path in files)
-
-
-def make_rootfs(config: Config, device_policy: SignedPolicy, more: tuple[Entry, ...], out: Path, host: Host) -> FilesystemImage:
-    """Step 4. Returns the filesystem image: the source, its additions, the signed policy, modules and probes."""
-    section = config.rootfs
-    policy_file = f"{section.policies.strip('/')}/{device_policy.policy.display_name}.p7b"
-    files = tuple(
-        Entry.file(file.path.strip("/"), file.source, mode=int(file.mode, 8), uid=file.uid, gid=file.gid) for file in section.file
-    )
-    rules = tuple(PathRule(one.path, one.uid, one.gid, int(one.mode, 8) if one.mode is not None else None) for one in section.owner)
-    request = FilesystemRequest(
-        source=section.source,
-        uuid=UUID(section.uuid) if section.uuid else derived_uuid(config, "filesystem", host),
-        filesystem=FilesystemType(section.filesystem),
-        compression=section.compression or "",
-        keep_owners=section.keep_owners,
-        additions=(*files, Entry.file(policy_file, device_policy.signed), *more),
-        rules=rules,
-    )
-    return make_filesystem(request, out, host)
-
-
-def make_verity_root(config: Config, filesystem: FilesystemImage, keys: Keys, host: Host) -> SignedRoot:
-    """Step 5. Returns the verity root; its sidecars `.verity`, `.roothash`, `.roothash.p7s` and `.verity-sig` lie beside the image."""
-    section = config.verity
-    parameters = VerityParameters(
-        hash_name=section.hash,
-        salt=chosen_salt(config, host),
-        uuid=UUID(section.uuid) if section.uuid else derived_uuid(config, "verity", host),
-        data_block_size=section.data_block_size,
-        hash_block_size=section.hash_block_size,
-    )
-    image = filesystem.path
-    hash_area = image.with_name(f"{image.name}.verity")
-    tree = format_image(image, hash_area, parameters, host)
-    payload = root_hash_payload(tree.root_hash)
-    signature = sign_payload(PROFILES["dm-verity-root-hash"], payload, keys.verity)
-    image.with_name(f"{image.name}.roothash").write_bytes(payload + b"\n")
-    image.with_name(f"{image.name}.roothash.p7s").write_bytes(signature)
-    root = SignedRoot(filesystem, hash_area, tree, signature)
-    image.with_name(f"{image.name}.verity-sig").write_bytes(signature_partition(root, keys))
-    return root
-
-
-def signature_partition(root: SignedRoot, keys: Keys) -> bytes:
-    """Returns the content of the root-verity-sig partition."""
-    certificate = keys.verity.certificate.public_bytes(Encoding.DER)
-    return VeritySignature(root.tree.root_hash, hashlib.sha256(certificate).digest(), root.signature).build()
-
-
-def make_init(config: Config, root: SignedRoot, device_policy: SignedPolicy, out: Path, host: Host) -> Path:
-    """Step 7. Returns the initramfs: ipe-init and its configuration."""
-    section = config.initramfs
-    corruption = {OnCorruption.EIO: (), OnCorruption.RESTART: ("restart_on_corruption",), OnCorruption.PANIC: ("panic_on_corruption",)}
-    request = InitramfsRequest(
-        root_hash=root.tree.root_hash if section.root_hash == "embedded" else None,
-        filesystem=root.filesystem.filesystem,
-        init=section.init,
-        init_from_command_line=section.init_override,
-        verity_options=corruption[section.on_corruption],
-        policies=(f"{config.rootfs.policies}/{device_policy.policy.display_name}.p7b",),
-        drop_capabilities=section.drop_capabilities,
-        on_failure=OnFailure(section.on_failure),
-        recovery=section.recovery,
-        compression=Compression(section.compression),
-    )
-    return make_initramfs(request, out, host).path
-
-
-def make_image(config: Config, kernel: Kernel, initramfs: Path, root: SignedRoot, keys: Keys, out: Path, host: Host) -> Disk:
-    """Step 8. Returns the disk image: EFI system partition with the boot entry, root, root-verity, root-verity-sig."""
-    section = config.disk
-    words = config.kernel.command_line.split()
-    if config.initramfs.root_hash == "command-line":
-        words.append(f"roothash={root.tree.root_hash.hex()}")
-    request = DiskRequest(
-        filesystem=root.filesystem.path,
-        hash_area=root.hash_area,
-        root_hash=root.tree.root_hash,
-        signature=signature_partition(root, keys),
-        disk_uuid=UUID(section.uuid) if section.uuid else derived_uuid(config, "disk", host),
-        entry=BootEntry(config.build.name, f"{config.build.name} ({kernel.release})", kernel.image, initramfs, " ".join(words)),
-        architecture=config.build.architecture,
-        esp_bytes=section.esp_mib << 20,
-        boot_loader=section.boot_loader,
-    )
-    return make_disk(request, out, host)
+from ipe_build.signing.certificates import pem_bundle
+from ipe_build.steps import (
+    Keys,
+    SignedPolicy,
+    SignedRoot,
+    foreseen_device_policy,
+    make_image,
+    make_init,
+    make_kernel,
+    make_probe_entries,
+    make_rootfs,
+    make_test_keys,
+    make_verity_root,
+    open_keys,
+    policy_path,
+    render_policy,
+    sign_device_policy,
+    sign_kernel_modules,
+)
 
 
 def audit_image(image: Path, host: Host, *, kernel: Path | None = None) -> AuditReport:
@@ -381,29 +111,20 @@ def _certificate_sha256(certificate: x509.Certificate) -> bytes:
     return hashlib.sha256(certificate.public_bytes(Encoding.DER)).digest()
 
 
-def make_probe_entries(config: Config, kernel: Kernel, keys: Keys, host: Host) -> tuple[Entry, ...]:
-    """Step 4. Returns what the probes need in the root filesystem: programs of ours, and a module in three forms."""
-    if not config.boot.probes:
-        return ()
-    plain = next((path.read_bytes() for path in kernel.modules if path.name == PROBE_MODULE), None)
-    fixtures = None
-    if plain is not None:
-        foreign = make_test_keys("foreign", host).pair("module").signer(host)
-        fixtures = ModuleFixtures(
-            signed=sign_module(plain, keys.module, config.modules.digest, None, PROBE_MODULE),
-            unsigned=plain,
-            foreign=sign_module(plain, foreign, config.modules.digest, None, PROBE_MODULE),
-        )
-    files = probe_files(host, modules=fixtures, architecture=config.build.architecture)
-    return tuple(Entry.file(file.path.strip("/"), file.data, mode=file.mode) for file in files)
-
-
 def prove(config: Config, disk: Path, device: SignedPolicy, keys: Keys, modules: bool, host: Host) -> Evidence:
     """Step 11. Returns what was seen when the image and its damaged copies were booted in QEMU."""
     foreign = make_test_keys("foreign", host)
     request = BootRequest(
         disk=disk,
-        machine=Machine(config.build.architecture, config.boot.memory_mib, timeout_s=config.boot.timeout_s, time=host.source_date_epoch),
+        machine=Machine(
+            config.build.architecture,
+            config.boot.memory_mib,
+            timeout_s=config.boot.timeout_s,
+            time=host.source_date_epoch,
+            accelerator=config.boot.accelerator,
+        ),
+        application=config.boot.application,
+        interpreter=config.boot.interpreter,
         policy=PolicyMaterial(device.text, keys.policy, foreign.pair("policy").signer(host)),
         foreign=foreign.pair("verity").signer(host),
         modules=modules,
@@ -469,42 +190,54 @@ def _build_into(
     """Runs the steps in order, each into `folder`; returns the root hash, the audit's report and the evidence."""
     step = host.progress.step
     name = config.build.name
-    with step("1 keys"):
+    with step("keys"):
         keys = open_keys(config, config_file, host)
         (folder / "certificates.pem").write_bytes(pem_bundle(keys.trusted))
-    with step("6 policies"):
+    with step("policies"):
         boot_policy = render_policy(config.policy.boot, Role.BOOT, config_file)
-        device = sign_device_policy(render_policy(config.policy.device, Role.DEVICE, config_file), keys)
-        (folder / f"{config.policy.boot.name}.pol").write_bytes(boot_policy)
-        (folder / f"{config.policy.device.name}.pol").write_bytes(device.text)
-        (folder / f"{config.policy.device.name}.p7b").write_bytes(device.signed)
-    with step("2 kernel"):
-        built = make_kernel(config, boot_policy, device.text, keys, config_file, host)
+        foreseen = foreseen_device_policy(config, config_file)
+        in_root = config.policy.device.place is PolicyPlace.ROOT
+        device = sign_device_policy(foreseen, keys) if in_root else None
+    with step("kernel"):
+        built = make_kernel(config, boot_policy, foreseen, keys, config_file, host)
         kernel = replace(built, image=copy_to(built.image, folder / "vmlinuz"), config=copy_to(built.config, folder / "kernel.config"))
     with host.scratch() as scratch:
-        with step(f"3 modules ({len(kernel.modules)})"):
+        with step(f"modules ({len(kernel.modules)})"):
             modules = sign_kernel_modules(config, kernel, keys, scratch, host)
-        with step(f"4 root filesystem ({config.rootfs.filesystem})"):
+        with step(f"root filesystem ({config.rootfs.filesystem})"):
             more = (*modules, *make_probe_entries(config, kernel, keys, host))
-            filesystem = make_rootfs(config, device, more, folder / f"{name}.{config.rootfs.filesystem}", host)
-    with step(f"5 verity ({human_bytes(filesystem.size_bytes)})"):
+            if device is not None:
+                more = (*more, Entry.file(policy_path(config).strip("/"), device.signed))
+            filesystem = make_rootfs(config, more, folder / f"{name}.{config.rootfs.filesystem}", host)
+    with step(f"verity ({human_bytes(filesystem.size_bytes)})"):
         root = make_verity_root(config, filesystem, keys, host)
-    with step("7 initramfs"):
+    if device is None:
+        pinned = (root.tree.parameters.hash_name, root.tree.root_hash)
+        device = sign_device_policy(render_policy(config.policy.device, Role.DEVICE, config_file, pinned), keys)
+    (folder / f"{config.policy.boot.name}.pol").write_bytes(boot_policy)
+    (folder / f"{config.policy.device.name}.pol").write_bytes(device.text)
+    (folder / f"{config.policy.device.name}.p7b").write_bytes(device.signed)
+    with step("initramfs"):
         initramfs = make_init(config, root, device, folder / "initrd", host)
-    with step("8 disk image"):
+    with step("disk image"):
         disk = make_image(config, kernel, initramfs, root, keys, folder / f"{name}.raw", host)
-    with step("9 audit"):
+    with step("audit"):
         report = audit_image(disk.path, host)
-        (folder / "audit.json").write_text(json.dumps(report.to_json(), indent=2, ensure_ascii=False) + "\n")
-    with step("10 manifest"):
+        _write_json(folder / "audit.json", report.to_json())
+    with step("manifest"):
         manifest = make_manifest(config, config_file, kernel, boot_policy, device, root, keys, host)
         (folder / FILE_NAME).write_bytes(manifest.to_bytes())
     if not (prove_it and config.boot.probes) or report.failed:
         return root.tree.root_hash, report, None
-    with step("11 boot and probe"):
+    with step("boot and probe"):
         evidence = prove(config, disk.path, device, keys, bool(modules), host)
-        (folder / "evidence.json").write_text(json.dumps(evidence_value(evidence), indent=2, ensure_ascii=False) + "\n")
+        _write_json(folder / "evidence.json", evidence_value(evidence))
     return root.tree.root_hash, report, evidence
+
+
+def _write_json(path: Path, value: object) -> None:
+    """Writes a value as indented UTF-8 JSON."""
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def copy_to(source: Path, target: Path) -> Path:

@@ -76,21 +76,22 @@ def boot_policy_initramfs(facts: ImageFacts, host: Host) -> Iterator[Outcome]:
 
 
 def signed_policies(facts: ImageFacts) -> tuple[SignedPolicy, ...]:
-    """Returns the signed policies in the folders that systemd and ipe-init look into, in that order."""
-    if facts.rootfs is None:
-        return ()
-    return tuple(
-        _opened(file, facts.rootfs) for folder in POLICY_FOLDERS for file in sorted((facts.rootfs / folder).glob("*.p7b")) if file.is_file()
-    )
+    """Returns the signed policies in the initramfs, then those in the folders of the root that systemd and ipe-init look into."""
+    found = [_opened(f"initramfs: {one.path}", one.data) for one in facts.initramfs or () if one.path.endswith(".p7b")]
+    if facts.rootfs is not None:
+        for folder in POLICY_FOLDERS:
+            files = (path for path in sorted((facts.rootfs / folder).glob("*.p7b")) if path.is_file() and not path.is_symlink())
+            found += [_opened(path.relative_to(facts.rootfs).as_posix(), path.read_bytes()) for path in files]
+    return tuple(found)
 
 
-def _opened(file: Path, rootfs: Path) -> SignedPolicy:
-    raw = file.read_bytes()
+def _opened(path: str, raw: bytes) -> SignedPolicy:
+    """Returns a signed policy file with the text inside."""
     try:
         text = decode_signed_data(raw).content
     except IpeBuildError:
         text = None
-    return SignedPolicy(str(file.relative_to(rootfs)), raw, text)
+    return SignedPolicy(path, raw, text)
 
 
 def _each(facts: ImageFacts) -> Iterator[SignedPolicy | Outcome]:

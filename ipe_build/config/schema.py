@@ -180,12 +180,30 @@ class VeritySection:
 
 @dataclass(frozen=True, slots=True)
 class PolicySection:
-    """`[policy.boot]` and `[policy.device]`: see the keys."""
+    """`[policy.boot]`: see the keys."""
 
     template: str = setting("A named template (see `ipe-build policy render --list`) or `file:PATH` of a jinja2 template.")
     name: str = setting("policy_name.", check=_matches(r"[^\s/]{1,255}", "up to 255 characters without / and spaces"))
     version: str = setting("policy_version. An update needs a higher one.", "0.0.1", check=_VERSION)
     variables: dict[str, str] = section("More variables for the template.", dict)
+
+
+class PolicyPlace(StrEnum):
+    """Where the initramfs finds the signed device policy."""
+
+    ROOT = "root"
+    INITRAMFS = "initramfs"
+
+
+@dataclass(frozen=True, slots=True)
+class DevicePolicySection(PolicySection):
+    """`[policy.device]`: see the keys."""
+
+    place: PolicyPlace = setting(
+        "`root`: in [rootfs] policies of the verity root. `initramfs`: beside ipe-init; then the template also gets `root_hashes`, "
+        "and the root filesystem may be a finished image.",
+        PolicyPlace.ROOT,
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,9 +214,9 @@ class PoliciesSection:
         "The policy that is compiled into the kernel and in force until the device policy is activated.",
         lambda: PolicySection(template="allow-initramfs", name="ipe-boot"),
     )
-    device: PolicySection = section(
-        "The signed policy that the initramfs loads from the verity root and activates.",
-        lambda: PolicySection(template="signed-verity", name="ipe-policy"),
+    device: DevicePolicySection = section(
+        "The signed policy that the initramfs loads and activates.",
+        lambda: DevicePolicySection(template="signed-verity", name="ipe-policy"),
     )
 
 
@@ -231,12 +249,22 @@ class DiskSection:
     boot_loader: bool = setting("Whether systemd-boot is put into the EFI system partition, so that UEFI firmware boots the disk.", True)
 
 
+class Accelerator(StrEnum):
+    """How QEMU runs the guest's code."""
+
+    TCG = "tcg"
+    KVM = "kvm"
+
+
 @dataclass(frozen=True, slots=True)
 class BootSection:
     """`[boot]`: see the keys."""
 
     probes: bool = setting("Puts the probe program and its fixtures into the root and proves enforcement in QEMU after the build.", True)
     destructive: bool = setting("Also boots copies of the image with flipped bits and foreign signatures.", True)
+    application: tuple[str, ...] = setting("A program of the root with its arguments: a probe runs it, and a flipped bit must stop it.", ())
+    interpreter: tuple[str, ...] = setting("An interpreter of the root, to show what IPE does not cover.", ("/bin/sh",))
+    accelerator: Accelerator = setting("`kvm` is faster where it works; `tcg` emulates and works everywhere.", Accelerator.TCG)
     memory_mib: int = setting("Memory of the virtual machine.", 512, check=_between(64, 1 << 20))
     timeout_s: int = setting("Seconds after which one boot counts as hung.", 120, check=_between(5, 86400))
 
