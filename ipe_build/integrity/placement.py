@@ -129,7 +129,7 @@ class Placement:
         else:
             end = os.fstat(self.hash_descriptor).st_size
             end = max(end, self._source.size) if self._inside else end
-        return tree.data_blocks + end // parameters.data_block_size - tree.hash_start_block
+        return tree.data_blocks + max(0, end // parameters.data_block_size - tree.hash_start_block)
 
     def _grow(self, tree: VerityTree) -> None:
         """Adds to the data's own file: its padding, the hash area, the error correction; takes it back when that fails."""
@@ -145,6 +145,8 @@ class Placement:
                 os.ftruncate(target, tree.data_size)
             for descriptor, offset in parts:
                 size = os.fstat(descriptor).st_size
+                if size <= offset:
+                    continue
                 os.posix_fallocate(target, offset, size - offset)
                 _copy(descriptor, target, offset, size)
             if parts:

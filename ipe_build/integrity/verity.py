@@ -137,7 +137,9 @@ class VerityTree:
 
     @property
     def end_offset(self) -> int:
-        """Returns the byte offset in the hash area where the tree ends."""
+        """Returns the byte offset in the hash area where the tree ends; where the superblock does, or 0, when there is no tree."""
+        if not self.levels:
+            return self.hash_offset + SUPERBLOCK_SIZE if self.parameters.superblock else 0
         return self.parameters.tree_offset + tree_size(self.levels, self.parameters.slots)
 
     @property
