@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 from cryptography import x509
 
 from ipe_build.cli import Outcome
-from ipe_build.cli.payloads import target_of, target_options
+from ipe_build.cli.payloads import TRUSTED_HELP, target_of, target_options
 from ipe_build.errors import ExitStatus, InputError, KeyMismatchError
+from ipe_build.kernel.keyring import read_trusted
 from ipe_build.signing.algorithms import KEY_MAKERS, algorithm_of
 from ipe_build.signing.backends import open_signer
 from ipe_build.signing.backends.file import ENVIRONMENT_NAME
@@ -93,7 +94,7 @@ def _check(arguments: argparse.Namespace, host: Host) -> Outcome:
     """Checks every certificate in the files."""
     target = target_of(arguments)
     at = _time(arguments.at) if arguments.at else datetime.now(UTC)
-    bundle = load_certificates(arguments.bundle) if arguments.bundle else ()
+    bundle = read_trusted(arguments.bundle).certificates if arguments.bundle else ()
     certificates = [(path, item) for path in arguments.certificate for item in load_certificates(path)]
     if arguments.key and len(certificates) != 1:
         raise InputError(f"--key belongs to one certificate, {len(certificates)} were given", where="keys check")

@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ipe_build.cli import Outcome
-from ipe_build.cli.payloads import target_of, target_options
+from ipe_build.cli.payloads import TRUSTED_HELP, target_of, target_options
 from ipe_build.errors import ExitStatus, UsageError
+from ipe_build.kernel.keyring import read_trusted
 from ipe_build.kernel.module_compression import COMPRESSIONS
 from ipe_build.kernel.modules import ModuleVerdict, find_modules, sign_modules, verify_module
 from ipe_build.signing.algorithms import HASHES
 from ipe_build.signing.backends import BACKENDS, open_signer
 from ipe_build.signing.certificates import fingerprint
-from ipe_build.signing.loading import load_certificates
 
 if TYPE_CHECKING:
     from ipe_build.host import Host
@@ -34,7 +34,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     sign.add_argument("--jobs", type=int, metavar="N", help="workers (default: one a processor)")
     verify = verbs.add_parser("verify", help="what a kernel that enforces signatures answers for each module")
     verify.add_argument("places", type=Path, nargs="+", metavar="DIR|FILE")
-    verify.add_argument("--trusted", required=True, type=Path, metavar="PEM", help="the certificates that the kernel trusts")
+    verify.add_argument("--trusted", required=True, type=Path, metavar="FILE", help=TRUSTED_HELP)
     verify.add_argument("--vermagic", metavar="TEXT", help="that kernel's vermagic: a module with another one is refused")
 
 
@@ -77,8 +77,12 @@ def _sign(arguments: argparse.Namespace, host: Host) -> Outcome:
 
 def _verify(arguments: argparse.Namespace, _host: Host) -> Outcome:
     """Verifies every module; one that is refused makes the exit status 1."""
-    trusted = load_certificates(arguments.trusted)
-    verdicts = [verify_module(path, trusted, arguments.vermagic) for path in find_modules(arguments.places)]
+    trusted = read_trusted(arguments.trusted)
+    release = trusted.release if trusted.config is not None and not trusted.config.enabled("MODVERSIONS") else None
+    verdicts = [
+        verify_module(path, trusted.certificates, arguments.vermagic, revoked=trusted.revoked, release=release)
+        for path in find_modules(arguments.places)
+    ]
     refused = sum(not verdict.accepted for verdict in verdicts)
     lines = [_line(verdict) for verdict in verdicts]
     text = "\n".join([*lines, f"{len(verdicts) - refused} accepted, {refused} refused"])

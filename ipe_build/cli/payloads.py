@@ -16,6 +16,7 @@ from ipe_build.signing.target import KernelTarget, read_target
 if TYPE_CHECKING:
     from ipe_build.host import Host
 
+TRUSTED_HELP = "what the kernel trusts: certificates (PEM, DER), a kernel image, a .config, or a UEFI db (.esl, .auth)"
 _ROOT_HASH = re.compile(r"[0-9A-Fa-f]{40,128}")
 
 

@@ -7,11 +7,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ipe_build.cli import Outcome, sign_plan
-from ipe_build.cli.payloads import fsverity_options, fsverity_payload, policy_payload, root_hash_text, target_of, target_options
+from ipe_build.cli.payloads import (
+    TRUSTED_HELP,
+    fsverity_options,
+    fsverity_payload,
+    policy_payload,
+    root_hash_text,
+    target_of,
+    target_options,
+)
+from ipe_build.kernel.keyring import read_trusted
 from ipe_build.signing.algorithms import HASHES
 from ipe_build.signing.backends import BACKENDS, open_signer
 from ipe_build.signing.certificates import fingerprint
-from ipe_build.signing.loading import load_certificates
 from ipe_build.signing.profiles import PROFILES, Profile, sign_payload
 from ipe_build.signing.verify import verify_signature
 
@@ -40,7 +48,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     verify.add_argument("profile", choices=sorted(PROFILES))
     verify.add_argument("payload", type=Path, metavar="PAYLOAD", help="the exact bytes that were signed")
     verify.add_argument("signature", type=Path, metavar="SIGNATURE")
-    verify.add_argument("--trusted", required=True, type=Path, metavar="PEM", help="the certificates that the kernel trusts")
+    verify.add_argument("--trusted", required=True, type=Path, metavar="FILE", help=TRUSTED_HELP)
     sign_plan.configure(verbs)
 
 
@@ -78,8 +86,8 @@ def _payload(arguments: argparse.Namespace, host: Host) -> tuple[Profile, bytes]
 def _verify(arguments: argparse.Namespace, _host: Host) -> Outcome:
     """Checks a signature; a negative answer is a VerificationError (exit status 1)."""
     profile = PROFILES[arguments.profile]
-    trusted = load_certificates(arguments.trusted)
-    signer = verify_signature(profile, arguments.payload.read_bytes(), arguments.signature.read_bytes(), trusted)
+    trusted = read_trusted(arguments.trusted)
+    signer = trusted.verify(profile, arguments.payload.read_bytes(), arguments.signature.read_bytes())
     subject = signer.subject.rfc4514_string()
     value = {"profile": profile.name, "signer": subject, "certificate_sha256": fingerprint(signer)}
     return Outcome(value, f"{arguments.signature}: {profile.what}, signed by {subject}")

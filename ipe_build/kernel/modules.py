@@ -262,10 +262,18 @@ def _vermagic(payload: bytes, where: str) -> str:
     return ""
 
 
-def verify_module(path: Path, certificates: Sequence[x509.Certificate], vermagic: str | None = None) -> ModuleVerdict:
+def verify_module(
+    path: Path,
+    certificates: Sequence[x509.Certificate],
+    vermagic: str | None = None,
+    *,
+    revoked: Sequence[x509.Certificate] = (),
+    release: str | None = None,
+) -> ModuleVerdict:
     """Returns what a kernel with these trusted certificates that enforces module signatures answers when it loads the file.
 
-    `vermagic` is that kernel's, where known: a module of another kernel is refused (ENOEXEC) even when it is well signed.
+    `vermagic` is that kernel's, where known, `release` its first word: a module of another kernel is refused (ENOEXEC) even when it is
+    well signed. Give no `release` for a kernel with CONFIG_MODVERSIONS, which does not compare it (same_magic).
     Raises: OSError when the file cannot be read.
     """
     try:
@@ -280,7 +288,7 @@ def verify_module(path: Path, certificates: Sequence[x509.Certificate], vermagic
         # The kernel's inner answer is ENODATA; where signatures are enforced it gives EKEYREJECTED (module_sig_check).
         return ModuleVerdict(facts, path, None, None, "EKEYREJECTED", "unsigned: never signed, or stripped or changed at its end since")
     try:
-        certificate = verify_signature(_PROFILE, facts.payload, facts.signature, certificates)
+        certificate = verify_signature(_PROFILE, facts.payload, facts.signature, certificates, revoked)
     except SignatureError as error:
         intact = None if error.errno == "ENOKEY" else False
         return ModuleVerdict(facts, path, None, intact, "EKEYREJECTED", error.message)
@@ -288,7 +296,8 @@ def verify_module(path: Path, certificates: Sequence[x509.Certificate], vermagic
         return ModuleVerdict(facts, path, None, False, "EBADMSG", error.message)
     except IpeBuildError as error:
         return ModuleVerdict(facts, path, None, None, "EKEYREJECTED", error.message)
-    if vermagic is not None and facts.vermagic != vermagic:
-        reason = f"built for another kernel: vermagic {facts.vermagic!r}, wanted {vermagic!r}"
+    fits = facts.vermagic == vermagic if vermagic is not None else release is None or facts.vermagic.split(" ")[0] == release
+    if not fits:
+        reason = f"built for another kernel: vermagic {facts.vermagic!r}, wanted {vermagic or release!r}"
         return ModuleVerdict(facts, path, certificate, True, "ENOEXEC", reason)
     return ModuleVerdict(facts, path, certificate, True, "", "")

@@ -29,10 +29,17 @@ class _Known(NamedTuple):
     subject_key_id: bytes
 
 
-def verify_signature(profile: Profile, payload: bytes, signature: bytes, certificates: Sequence[x509.Certificate]) -> x509.Certificate:
+def verify_signature(
+    profile: Profile,
+    payload: bytes,
+    signature: bytes,
+    certificates: Sequence[x509.Certificate],
+    revoked: Sequence[x509.Certificate] = (),
+) -> x509.Certificate:
     """Returns the certificate that signed `payload`; it is one of `certificates`, or comes inside and is issued by one of them.
 
     As the kernel: every signature that can be traced to a trusted certificate must be right, and at least one must be traceable.
+    A signature that traces to one of `revoked` is refused, whoever else vouches for it (CONFIG_SYSTEM_REVOCATION_KEYS).
     Validity periods are not looked at, because the kernel does not (see `certificate_checks` for that).
     Raises: SignatureError (or another VerificationError) that says why; FormatError when `signature` is not of the profile's format.
     """
@@ -40,7 +47,12 @@ def verify_signature(profile: Profile, payload: bytes, signature: bytes, certifi
     trusted = [_known(certificate) for certificate in certificates]
     found: x509.Certificate | None = None
     strangers = []
+    blacklist = [_known(certificate) for certificate in revoked]
     for claim in profile.envelope.open(payload, signature):
+        revoked_signer = _check_claim(claim, blacklist) if blacklist else None
+        if revoked_signer is not None:
+            message = f"signed by {revoked_signer.subject.rfc4514_string()!r}, which is revoked or issued by a revoked certificate"
+            raise SignatureError(message, errno="EKEYREJECTED", where=profile.name, hint="sign again with a key that is not revoked")
         signer = _check_claim(claim, trusted)
         if signer is None:
             strangers.append(claim)
