@@ -49,7 +49,8 @@ from ipe_build.signing.signer import Signer
 _NAMESPACE = UUID("3d1cf9b0-9f0e-5c2c-8a43-6f1f2b8d1c55")
 PROBE_MODULE = "dummy.ko"
 """The module that the probes load: it needs no hardware and no other module."""
-_TEST_KEYS_BEGIN = datetime(2024, 1, 1, tzinfo=UTC)
+_TEST_KEYS_BEGIN = datetime(1970, 1, 1, tzinfo=UTC)
+"""Before any SOURCE_DATE_EPOCH."""
 _TEST_KEYS_DAYS = 36525
 _MODULE_SUFFIX = {ModuleCompression.NONE: "none", ModuleCompression.GZIP: "gz", ModuleCompression.XZ: "xz", ModuleCompression.ZSTD: "zst"}
 
@@ -103,7 +104,7 @@ def make_test_keys(name: str, host: Host) -> KeySet:
     def make(folder: Path) -> None:
         create_keys(folder / "keys", host, not_before=_TEST_KEYS_BEGIN, lifetime_days=_TEST_KEYS_DAYS, organisation=name)
 
-    return load_keys(host.cache.entry("test-keys", cache_key(name), make) / "keys")
+    return load_keys(host.cache.entry("test-keys", cache_key(name, str(_TEST_KEYS_BEGIN), str(_TEST_KEYS_DAYS)), make) / "keys")
 
 
 def open_keys(config: Config, config_file: Path, host: Host) -> Keys:

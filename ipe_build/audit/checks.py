@@ -80,4 +80,4 @@ def audit(facts: ImageFacts, host: Host) -> AuditReport:
         for check in CHECKS
         for outcome in check.look(facts, host)
     ]
-    return AuditReport(str(facts.image), tuple(findings))
+    return AuditReport(facts.image.name, tuple(findings))

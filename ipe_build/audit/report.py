@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from ipe_build.audit.findings import AuditReport, Finding, Severity, Verdict
 
 _FAILED = {Severity.ERROR: "✗", Severity.WARNING: "!", Severity.NOTE: "·"}
@@ -28,7 +26,7 @@ def _render(report: AuditReport, findings: tuple[Finding, ...]) -> str:
     failed = sum(one.verdict is Verdict.FAIL for one in report.findings)
     unknown = sum(one.verdict is Verdict.UNKNOWN for one in report.findings)
     passed = len(report.findings) - failed - unknown
-    lines.append(f"audit of {Path(report.image).name}: {passed} passed, {failed} failed, {unknown} could not be looked at")
+    lines.append(f"audit of {report.image}: {passed} passed, {failed} failed, {unknown} could not be looked at")
     return "\n".join(lines)
 
 

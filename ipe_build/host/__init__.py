@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ipe_build.host.cache import Cache
-from ipe_build.host.output import check_output_directory, output_directory, output_file
+from ipe_build.host.output import check_output_directory, explained, output_directory, output_file
 from ipe_build.host.progress import Progress
 from ipe_build.host.run import Completed, run_tool
 from ipe_build.host.tools import find_tool
@@ -125,10 +125,14 @@ class Host:
 
     @contextmanager
     def scratch(self, prefix: str = "ipe-build-", *, beside: Path | None = None) -> Iterator[Path]:
-        """Yields an empty private folder (mode 0700) in TMPDIR, or in the folder of `beside`, removed at the end whatever happens."""
+        """Yields an empty private folder (mode 0700) in TMPDIR, or in the folder of `beside`, removed at the end whatever happens.
+
+        Raises: OutputError when the disk is full.
+        """
         parent = beside.parent if beside is not None else self.env.get("TMPDIR") or None
         folder = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
         try:
-            yield folder
+            with explained(beside or folder):
+                yield folder
         finally:
             shutil.rmtree(folder, ignore_errors=True)

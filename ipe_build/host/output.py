@@ -29,7 +29,7 @@ def output_file(path: Path, *, force: bool) -> Iterator[Path]:
         raise OutputError("exists already and is left as it is", where=str(path), hint="remove it, name another output, or say --force")
     temporary = _beside(path)
     try:
-        with _explained(path):
+        with explained(path):
             yield temporary
             _flush(temporary)
             os.replace(temporary, path)
@@ -63,7 +63,7 @@ def output_directory(path: Path, *, marker: str) -> Iterator[Path]:
     replaces = check_output_directory(path, marker=marker)
     temporary = _beside(path)
     try:
-        with _explained(path):
+        with explained(path):
             temporary.mkdir(mode=0o755)
             yield temporary
             for folder, _, names in os.walk(temporary):
@@ -86,7 +86,7 @@ def _beside(path: Path) -> Path:
 
 
 @contextmanager
-def _explained(path: Path) -> Iterator[None]:
+def explained(path: Path) -> Iterator[None]:
     """Turns the operating system's refusals to write into an OutputError that names `path`."""
     try:
         yield
