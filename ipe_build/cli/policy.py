@@ -19,7 +19,7 @@ from ipe_build.cli.policy_answers import (
     run_learn,
     run_record,
 )
-from ipe_build.cli.policy_common import config_of, digest_word, kernel_of, shown, target_options
+from ipe_build.cli.policy_common import config_of, digest_word, fact_options, kernel_of, shown, survey_of, target_options
 from ipe_build.errors import ExitStatus, UsageError
 from ipe_build.host import Host
 from ipe_build.policy.files import policy_files, read_policy
@@ -56,6 +56,7 @@ def run(arguments: Namespace, host: Host) -> Outcome:
 def _configure_check(parser: ArgumentParser) -> None:
     parser.add_argument("files", nargs="*", type=Path, metavar="FILE|DIR", help="policies: text, or signed ones (.p7b)")
     target_options(parser)
+    fact_options(parser)
     parser.add_argument("--boot-policy", action="store_true", help="they are compiled into the kernel, not loaded")
     parser.add_argument("--ledger", type=Path, metavar="FILE", help="versions that went out: a policy must have a higher one")
     parser.add_argument("--strict", action="store_true", help="warnings count as errors for the exit status")
@@ -72,10 +73,11 @@ def _run_check(arguments: Namespace, host: Host) -> Outcome:
     config, kernel = config_of(arguments), kernel_of(arguments)
     role = Role.BOOT if arguments.boot_policy else Role.DEVICE
     ledger = read_ledger(arguments.ledger) if arguments.ledger else None
+    survey = survey_of(arguments, host)
     reports = []
     for path in policy_files(arguments.files):
         text = read_policy(path)
-        target = Target(kernel, role, config, path.stem, _recorded(ledger, text), None)
+        target = Target(kernel, role, config, path.stem, _recorded(ledger, text), survey)
         reports.append((path, check(text, target)))
     failing = {"error", "warning"} if arguments.strict else {"error"}
     failed = any(finding.severity.value in failing for _path, report in reports for finding in report.findings)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ipe_build.cli import Outcome
 from ipe_build.cli.policy_common import (
+    config_of,
     digest_word,
     enabled_of,
     fact_options,
@@ -15,19 +16,23 @@ from ipe_build.cli.policy_common import (
     load_policy,
     read_file,
     shown,
+    survey_of,
     target_options,
 )
 from ipe_build.errors import ExitStatus, UsageError
 from ipe_build.formats.audit_log import Log, read_log
 from ipe_build.host import Host
 from ipe_build.integrity.fsverity import FsVerityParameters, measure
+from ipe_build.policy.classify import OPERATION_OF_KIND
 from ipe_build.policy.diff import Change, compare
-from ipe_build.policy.evaluate import Decision, evaluate
-from ipe_build.policy.facts import Digest
+from ipe_build.policy.evaluate import Decision, decide, evaluate
+from ipe_build.policy.facts import NO_FILE, Digest
 from ipe_build.policy.files import read_policy
 from ipe_build.policy.learn import Denial, Knowledge, Lesson, learn
 from ipe_build.policy.ledger import read_ledger, render_ledger
+from ipe_build.policy.model import Policy
 from ipe_build.policy.properties import Operation
+from ipe_build.policy.survey import Kind, Survey
 
 
 def configure_evaluate(parser: ArgumentParser) -> None:
@@ -40,11 +45,48 @@ def configure_evaluate(parser: ArgumentParser) -> None:
 
 def run_evaluate(arguments: Namespace, host: Host) -> Outcome:
     """Returns the decision, the rule, and why the rules before it did not match."""
-    if arguments.op is None:
-        raise UsageError("wanted --op OPERATION", where="ipe-build policy evaluate")
     policy = load_policy(arguments.file, kernel_of(arguments))
+    found = survey_of(arguments, host)
+    if found is not None:
+        return _image_outcome(arguments, policy, found)
+    if arguments.op is None:
+        raise UsageError("wanted --op OPERATION, or --image IMAGE", where="ipe-build policy evaluate")
     decision = evaluate(policy, Operation(arguments.op), facts_of(arguments), enabled_of(arguments))
     return Outcome(_decision_value(arguments.file, decision), "\n".join(_decision_lines(arguments.file, decision)))
+
+
+def _image_outcome(arguments: Namespace, policy: Policy, found: Survey) -> Outcome:
+    """Returns the verdict for every file of an image: totals per operation, and the files."""
+    enabled, config = enabled_of(arguments), config_of(arguments)
+    files = []
+    totals = {op.value: {"allow": 0, "deny": 0} for op in Operation}
+    for entry in found.entries:
+        op = OPERATION_OF_KIND[entry.kind]
+        if arguments.op not in (None, op.value):
+            continue
+        unpacked_first = entry.kind is Kind.COMPRESSED_MODULE and config is not None and not config.enabled("MODULE_DECOMPRESS")
+        by = decide(policy, op, NO_FILE if unpacked_first else entry.facts, enabled)
+        totals[op.value][by.action.value.lower()] += 1
+        files.append(
+            {
+                "path": f"/{entry.path}",
+                "kind": entry.kind.value,
+                "op": op.value,
+                "action": by.action.value,
+                "rule": str(by),
+                "line": by.line,
+            }
+        )
+    value = {
+        "file": shown(arguments.file),
+        "image": shown(arguments.image),
+        "filesystem": found.filesystem,
+        "totals": totals,
+        "files": files,
+    }
+    lines = [f"{row['action']:5} {row['op']:12} {row['path']}   ({row['rule']})" for row in files]
+    lines += [f"{op}: {count['allow']} allowed, {count['deny']} denied" for op, count in totals.items() if count["allow"] or count["deny"]]
+    return Outcome(value, "\n".join(lines or ["no file that IPE is asked about"]))
 
 
 def _decision_value(file: Path, decision: Decision) -> dict[str, object]:

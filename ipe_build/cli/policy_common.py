@@ -9,12 +9,15 @@ from pathlib import Path
 
 from ipe_build.errors import InputError
 from ipe_build.formats.dotconfig import DotConfig, parse_dotconfig
+from ipe_build.host import Host
 from ipe_build.policy.evaluate import Enabled, all_enabled
 from ipe_build.policy.facts import Digest, Facts
 from ipe_build.policy.files import read_policy
 from ipe_build.policy.model import Policy
 from ipe_build.policy.parser import Role, parse
 from ipe_build.policy.properties import DIGEST_SIZES
+from ipe_build.policy.survey import Survey
+from ipe_build.policy.survey_image import filesystem_of, sidecar_root_hash, survey
 from ipe_build.policy.versions import DEFAULT_KERNEL, KernelVersion
 
 
@@ -34,6 +37,7 @@ def fact_options(parser: ArgumentParser) -> None:
     parser.add_argument("--signed", help="the volume was opened with its root hash's signature", **flag)  # type: ignore[arg-type]
     parser.add_argument("--fsverity-digest", type=digest_word, metavar="ALG:HEX", help="the file has fs-verity and this digest")
     parser.add_argument("--fsverity-signed", help="the file has a built-in fs-verity signature", **flag)  # type: ignore[arg-type]
+    parser.add_argument("--image", type=Path, metavar="IMAGE", help="a root filesystem: folder, EROFS, SquashFS, ext4, initramfs, GPT disk")
     parser.add_argument("--no-file", action="store_true", help="memory or a buffer is judged (init_module, a JIT), no file")
 
 
@@ -43,6 +47,20 @@ def facts_of(arguments: Namespace) -> Facts:
     root = arguments.roothash or (unknown if arguments.signed else None)
     file = arguments.fsverity_digest or (unknown if arguments.fsverity_signed else None)
     return Facts(not arguments.no_file, arguments.boot_verified, root, arguments.signed, file, arguments.fsverity_signed)
+
+
+def survey_of(arguments: Namespace, host: Host) -> Survey | None:
+    """Returns the survey of --image with the facts that the options, or files beside the image, say; None without --image."""
+    image: Path | None = arguments.image
+    if image is None:
+        return None
+    facts = facts_of(arguments)
+    beside = sidecar_root_hash(image)
+    if facts == Facts() and beside is not None:
+        facts = Facts(root_hash=digest_word(beside[0].hex()), root_hash_signed=beside[1])
+    elif facts == Facts() and image.is_file() and filesystem_of(image) == "cpio":
+        facts = Facts(boot_verified=True)
+    return survey(image, host, facts)
 
 
 def _truth(word: str) -> bool:

@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ipe_build.policy.findings import LintRule, PolicyFinding, Severity, Subject, Target
+from ipe_build.policy.lint_image import IMAGE_RULES
 from ipe_build.policy.lint_rules import RULE_RULES
 from ipe_build.policy.lint_target import TARGET_RULES
 from ipe_build.policy.lint_text import TEXT_RULES
 from ipe_build.policy.parser import ParseResult, parse
 
-RULES: tuple[LintRule, ...] = (*TEXT_RULES, *RULE_RULES, *TARGET_RULES)
+RULES: tuple[LintRule, ...] = (*TEXT_RULES, *RULE_RULES, *TARGET_RULES, *IMAGE_RULES)
 _SHOWN = 100
 """Most findings of one rule that are listed; one more says how many there are."""
 
@@ -37,7 +38,13 @@ def check(text: bytes, target: Target | None = None) -> Report:
 
 def lint(subject: Subject) -> tuple[PolicyFinding, ...]:
     """Returns the findings, by line, then by the rules' order."""
-    groups = [(TEXT_RULES, True), (RULE_RULES, True), (TARGET_RULES, subject.target.config is not None)]
+    target = subject.target
+    groups = (
+        (TEXT_RULES, True),
+        (RULE_RULES, True),
+        (TARGET_RULES, target.config is not None),
+        (IMAGE_RULES, target.survey is not None),
+    )
     found: list[PolicyFinding] = []
     for rules, applies in groups:
         for rule in rules if applies else ():

@@ -1,0 +1,200 @@
+"""`ipe-build policy` as a program: contract of --json, exit statuses, one clear error for bad input."""
+
+from __future__ import annotations
+
+import base64
+import errno
+import json
+from pathlib import Path
+
+import pytest
+
+from ipe_build.cli import main
+from ipe_build.policy.facts import Digest
+
+GOOD = b"policy_name=p policy_version=1.0.0\nDEFAULT action=DENY\nop=EXECUTE dmverity_signature=TRUE action=ALLOW\n" + (
+    b"op=KMODULE dmverity_signature=TRUE action=ALLOW\n"
+)
+ROOT = Digest(b"sha256", b"\xab" * 32)
+
+
+@pytest.fixture
+def good(tmp_path: Path) -> Path:
+    path = tmp_path / "p.pol"
+    path.write_bytes(GOOD)
+    return path
+
+
+def run(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, object]:
+    status = main(["policy", *map(str, words), "--json", "--quiet"])
+    return status, json.loads(capsys.readouterr().out)
+
+
+def test_check_prints_the_contracts_objects_in_order(capsys, tmp_path: Path, good: Path) -> None:
+    bad = tmp_path / "bad.pol"
+    bad.write_bytes(GOOD.replace(b"1.0.0", b"1.0.99999"))
+    status, value = run(capsys, "check", bad, good)
+    assert status == 1
+    assert [(row["file"], row["accepted"], row["errno"]) for row in value] == [(str(bad), False, "ERANGE"), (str(good), True, None)]
+    assert value[1]["findings"] == []
+    (finding,) = value[0]["findings"]
+    assert {"rule", "severity", "line", "message", "hint"} <= finding.keys()
+    assert (finding["severity"], finding["line"]) == ("error", 1)
+
+
+def test_check_agrees_with_the_kernel_on_files(capsys, tmp_path: Path) -> None:
+    vectors = json.loads((Path(__file__).parents[1] / "vectors" / "ipe-policies-linux-6.12.json").read_text())[:200]
+    for number, vector in enumerate(vectors):
+        (tmp_path / f"{number:04}.pol").write_bytes(base64.b64decode(vector["policy"]))
+    _status, value = run(capsys, "check", tmp_path)
+    answers = [row["errno"] for row in value]
+    assert answers == [errno.errorcode[vector["errno"]] if vector["errno"] else None for vector in vectors]
+
+
+def test_check_of_a_folder_leaves_keys_and_templates_out(capsys, tmp_path: Path, good: Path) -> None:
+    for name in ("key.pem", ".hidden", "t.j2"):
+        (tmp_path / name).write_bytes(b"x")
+    status, value = run(capsys, "check", tmp_path)
+    assert (status, [row["file"] for row in value]) == (0, [str(good)])
+
+
+def test_check_as_a_boot_policy_says_that_nothing_would_be_enforced(capsys, tmp_path: Path) -> None:
+    path = tmp_path / "boot.pol"
+    path.write_bytes(b"policy_name=boot policy_version=1\n")
+    status, value = run(capsys, "check", "--boot-policy", path)
+    assert status == 1
+    assert "boot with nothing enforced" in value[0]["findings"][0]["message"]
+
+
+def test_check_against_a_configuration_finds_what_is_off(capsys, tmp_path: Path, good: Path) -> None:
+    config = tmp_path / ".config"
+    config.write_text("CONFIG_SECURITY_IPE=y\nCONFIG_AUDIT=y\nCONFIG_MODULES=y\nCONFIG_IPE_PROP_DM_VERITY=y\n")
+    status, value = run(capsys, "check", "--target-config", config, good)
+    assert status == 1
+    assert {finding["rule"] for finding in value[0]["findings"]} == {"property-off"}
+    config.write_text(config.read_text() + "CONFIG_IPE_PROP_DM_VERITY_SIGNATURE=y\n")
+    assert run(capsys, "check", "--target-config", config, good)[0] == 0
+
+
+def test_check_reads_the_text_of_a_signed_policy(capsys, tmp_path: Path, test_keys, host) -> None:
+    from tests.fixtures.policy import policy_signer, sign_policy
+
+    path = tmp_path / "p.p7b"
+    path.write_bytes(sign_policy(GOOD, policy_signer(test_keys, host)))
+    assert run(capsys, "check", path) == (0, [{"file": str(path), "accepted": True, "errno": None, "findings": []}])
+    path.write_bytes(b"\x30\x82" + bytes(50))
+    assert run(capsys, "check", path)[0] == 2
+
+
+def test_strict_makes_warnings_fail(capsys, tmp_path: Path) -> None:
+    path = tmp_path / "other-name.pol"
+    path.write_bytes(GOOD)
+    assert run(capsys, "check", path)[0] == 0
+    assert run(capsys, "check", "--strict", path)[0] == 1
+
+
+def test_ledger_makes_a_reused_version_fail(capsys, tmp_path: Path, good: Path) -> None:
+    ledger = tmp_path / "policies.ledger"
+    assert run(capsys, "record", good, "--ledger", ledger)[0] == 0
+    assert run(capsys, "check", good, "--ledger", ledger)[0] == 0
+    good.write_bytes(GOOD + b"DEFAULT op=POLICY action=DENY\n")
+    status, value = run(capsys, "check", good, "--ledger", ledger)
+    assert (status, value[0]["findings"][0]["rule"]) == (1, "version-not-higher")
+    before = ledger.read_bytes()
+    assert run(capsys, "record", good, "--ledger", ledger)[0] == 1
+    assert ledger.read_bytes() == before
+    good.write_bytes(good.read_bytes().replace(b"1.0.0", b"1.0.1"))
+    assert run(capsys, "record", good, "--ledger", ledger)[0] == 0
+
+
+def test_evaluate_says_decision_rule_and_why_not(capsys, good: Path) -> None:
+    status, value = run(capsys, "evaluate", good, "--op", "KMODULE", "--signed", "--roothash", str(ROOT))
+    assert (status, value["action"], value["line"]) == (0, "ALLOW", 4)
+    status, value = run(capsys, "evaluate", good, "--op", "EXECUTE", "--boot-verified", "--signed", "FALSE")
+    assert (value["action"], value["rule"]) == ("DENY", "DEFAULT action=DENY")
+    assert value["misses"][0]["line"] == 3
+    assert value["misses"][0]["reason"]
+
+
+def test_render_writes_a_policy_that_check_accepts(capsys, tmp_path: Path) -> None:
+    out = tmp_path / "ipe-policy.pol"
+    words = ("render", "pinned-roothash", "--name", "ipe-policy", "--policy-version", "1.0.0", "--roothash", ROOT.value.hex(), "-o", out)
+    status, value = run(capsys, *words)
+    assert (status, value["text"]) == (0, out.read_text())
+    assert str(ROOT) in out.read_text()
+    assert run(capsys, "check", out)[0] == 0
+    assert run(capsys, *words)[0] == 2, "an existing output is left as it is"
+    assert run(capsys, *words, "--force")[0] == 0
+
+
+def test_diff_wants_weakening_to_be_allowed(capsys, tmp_path: Path, good: Path) -> None:
+    new = tmp_path / "new.pol"
+    new.write_bytes(GOOD.replace(b"1.0.0", b"1.1.0") + b"op=EXECUTE boot_verified=TRUE action=ALLOW\n")
+    status, value = run(capsys, "diff", good, new)
+    assert (status, value["weakens"], value["update"]["accepted"]) == (1, True, True)
+    assert "initramfs" in value["changes"][0]["sentence"]
+    assert run(capsys, "diff", good, new, "--allow-weakening")[0] == 0
+    status, value = run(capsys, "diff", new, good)
+    assert (status, value["weakens"], value["update"]["errno"]) == (1, False, "ESTALE")
+
+
+def test_learn_explains_and_proposes(capsys, tmp_path: Path, good: Path) -> None:
+    (tmp_path / "root" / "opt").mkdir(parents=True)
+    (tmp_path / "root" / "opt" / "app").write_bytes(b"x" * 5000)
+    log = tmp_path / "log"
+    log.write_text(
+        'type=1420 audit(1.000:1): ipe_op=EXECUTE ipe_hook=BPRM_CHECK enforcing=1 pid=7 comm="sh" path="/opt/app" dev="vda2" ino=9 '
+        'rule="DEFAULT action=DENY"\ntype=1420 audit(1.000:2): broken\n'
+    )
+    status, value = run(capsys, "learn", log, "--policy", good, "--root", tmp_path / "root")
+    assert (status, value["records"], [row["line"] for row in value["skipped"]]) == (0, 1, [2])
+    assert [row["trust"] for row in value["denials"][0]["proposals"]] == ["signature", "digest"]
+    assert value["rules"] == ["op=EXECUTE fsverity_signature=TRUE action=ALLOW"]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("check",),
+        ("check", "missing.pol"),
+        ("check", "/dev/null"),
+        ("check", "--kernel-version", "new", "GOOD"),
+        ("check", "--target-config", "missing", "GOOD"),
+        ("check", "--ledger", "GOOD", "GOOD"),
+        ("check", "--image", "missing", "GOOD"),
+        ("check", "--image", "GOOD", "GOOD"),
+        ("evaluate", "GOOD"),
+        ("evaluate", "GOOD", "--op", "READ"),
+        ("evaluate", "GOOD", "--op", "EXECUTE", "--roothash", "sha256:xyz"),
+        ("evaluate", "GOOD", "--op", "EXECUTE", "--signed", "MAYBE"),
+        ("evaluate", "BAD", "--op", "EXECUTE"),
+        ("render",),
+        ("render", "no-such-profile"),
+        ("render", "signed-verity"),
+        ("render", "signed-verity", "--set", "name"),
+        ("render", "signed-verity", "--name", "p", "--policy-version", "1.0.0", "--roothash", "zz"),
+        ("diff", "GOOD", "BAD"),
+        ("diff", "GOOD"),
+        ("learn", "missing"),
+        ("record", "BAD", "--ledger", "LEDGER"),
+        ("nonsense",),
+        (),
+    ],
+)
+def test_bad_input_is_one_error_with_status_2(capsys, tmp_path: Path, good: Path, words: tuple[str, ...]) -> None:
+    bad = tmp_path / "bad.pol"
+    bad.write_bytes(b"\xff\0\xfe")
+    places = {"GOOD": str(good), "BAD": str(bad), "LEDGER": str(tmp_path / "l"), "missing": str(tmp_path / "missing")}
+    status = main(["policy", *(places.get(word, word) for word in words)])
+    captured = capsys.readouterr()
+    assert status == 2
+    assert captured.err.startswith("error: ")
+    assert "Traceback" not in captured.err
+    assert captured.out == ""
+
+
+@pytest.mark.parametrize("subverb", ["check", "render"])
+def test_lists_are_printed(capsys, subverb: str) -> None:
+    status, value = run(capsys, subverb, "--list")
+    assert status == 0
+    assert value

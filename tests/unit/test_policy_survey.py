@@ -1,0 +1,133 @@
+"""Surveys of root filesystems in every form, made and taken apart by the real tools."""
+
+from __future__ import annotations
+
+import gzip
+import os
+from pathlib import Path
+
+import pytest
+
+from ipe_build.errors import InputError
+from ipe_build.formats.cpio import directory, regular_file, write_cpio
+from ipe_build.policy.classify import classify
+from ipe_build.policy.facts import Digest, Facts
+from ipe_build.policy.survey import Kind, Survey, Trait
+from ipe_build.policy.survey_image import filesystem_of, sidecar_root_hash, survey
+
+FACTS = Facts(root_hash=Digest(b"sha256", b"\1" * 32), root_hash_signed=True)
+ELF = b"\x7fELF\x02\x01\x01" + bytes(9) + b"\x03\x00\x3e\x00" + bytes(44)
+FILES = {
+    "usr/bin/app": (ELF, 0o755),
+    "usr/bin/node": (ELF, 0o755),
+    "usr/bin/packed": (ELF + b"UPX!" + bytes(2000), 0o755),
+    "usr/bin/speaks-of-upx": (ELF + bytes(2000) + b"UPX!", 0o755),
+    "usr/bin/runner": (ELF + b"\0memfd_create\0\0libffi.so.8\0", 0o755),
+    "usr/bin/script": (b"#!/bin/sh\n", 0o755),
+    "usr/share/doc/script": (b"#!/bin/sh\n", 0o644),
+    "usr/lib/object.o": (ELF.replace(b"\x03\x00\x3e", b"\x01\x00\x3e"), 0o644),
+    "lib/modules/6.12.0/a.ko": (ELF, 0o644),
+    "lib/modules/6.12.0/b.ko.xz": (b"xz", 0o644),
+    "lib/firmware/f.bin": (b"f", 0o644),
+    "etc/ima/ima-policy": (b"measure", 0o644),
+    "etc/fstab": (b"# c\noverlay /etc overlay rw 0 0\n/dev/vda3 /data btrfs rw\n\nshort\n", 0o644),
+    "etc/passwd": (b"root", 0o644),
+    "sbin/init": (ELF, 0o755),
+    "empty": (b"", 0o755),
+}
+EXPECTED = {
+    "usr/bin/app": (Kind.ELF, set()),
+    "usr/bin/node": (Kind.ELF, {Trait.JIT, Trait.INTERPRETER}),
+    "usr/bin/packed": (Kind.ELF, {Trait.UPX}),
+    "usr/bin/speaks-of-upx": (Kind.ELF, set()),
+    "usr/bin/runner": (Kind.ELF, {Trait.MEMFD, Trait.LIBFFI}),
+    "usr/bin/script": (Kind.SCRIPT, set()),
+    "lib/modules/6.12.0/a.ko": (Kind.MODULE, set()),
+    "lib/modules/6.12.0/b.ko.xz": (Kind.COMPRESSED_MODULE, set()),
+    "lib/firmware/f.bin": (Kind.FIRMWARE, set()),
+    "etc/ima/ima-policy": (Kind.POLICY, set()),
+    "sbin/init": (Kind.ELF, {Trait.INIT}),
+}
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    folder = tmp_path / "root"
+    for name, (data, mode) in FILES.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+        path.chmod(mode)
+    (folder / "usr/bin/link").symlink_to("/etc/passwd")
+    os.mkfifo(folder / "fifo")
+    return folder
+
+
+def same(found: Survey) -> bool:
+    rows = {entry.path: (entry.kind, set(entry.traits)) for entry in found.entries}
+    assert rows == EXPECTED
+    assert found.mounts == (("/etc", "overlay"), ("/data", "btrfs"))
+    assert all(entry.facts == FACTS for entry in found.entries)
+    return True
+
+
+def test_folder_is_surveyed(root: Path, host) -> None:
+    found = survey(root, host, FACTS)
+    assert same(found)
+    assert found.filesystem is None
+
+
+@pytest.mark.parametrize(
+    ("kind", "tool", "reader", "words"),
+    [
+        ("erofs", "mkfs.erofs", "fsck.erofs", ("--quiet", "IMAGE", "ROOT")),
+        ("squashfs", "mksquashfs", "unsquashfs", ("ROOT", "IMAGE", "-quiet", "-no-progress")),
+        ("ext4", "mke2fs", "debugfs", ("-q", "-t", "ext4", "-d", "ROOT", "IMAGE", "8M")),
+    ],
+)
+def test_image_is_surveyed_like_its_folder(root: Path, host, need, tmp_path: Path, kind: str, tool: str, reader: str, words) -> None:
+    need(tool), need(reader)
+    image = tmp_path / "image"
+    host.run([tool, *({"IMAGE": image, "ROOT": root}.get(word, word) for word in words)])
+    found = survey(image, host, FACTS)
+    assert same(found)
+    assert found.filesystem == kind == filesystem_of(image)
+
+
+@pytest.mark.parametrize("form", ["plain", "gzip", "two"])
+def test_initramfs_is_surveyed_like_its_folder(host, tmp_path: Path, form: str) -> None:
+    entries = [regular_file(name, data, mode=mode) for name, (data, mode) in FILES.items()]
+    early, late = write_cpio([directory("early")]), write_cpio(entries)
+    image = tmp_path / "initrd"
+    image.write_bytes({"plain": late, "gzip": gzip.compress(late), "two": early + gzip.compress(late)}[form])
+    found = survey(image, host, FACTS)
+    assert same(found)
+    assert found.filesystem == "initramfs"
+
+
+@pytest.mark.parametrize("data", [b"", b"junk" * 100, b"\x1f\x8b\x08junkjunkjunkjunk", b"070701" + b"x" * 200, b"hsqs" + bytes(200)])
+def test_what_is_no_root_filesystem_is_one_error(host, need, tmp_path: Path, data: bytes) -> None:
+    need("unsquashfs")
+    image = tmp_path / "image"
+    image.write_bytes(data)
+    with pytest.raises(InputError):
+        survey(image, host, FACTS)
+
+
+def test_root_hash_beside_an_image_is_found(tmp_path: Path) -> None:
+    image = tmp_path / "root.erofs"
+    image.write_bytes(b"")
+    assert sidecar_root_hash(image) is None
+    (tmp_path / "root.roothash").write_text("ab" * 32 + "\n")
+    assert sidecar_root_hash(image) == (b"\xab" * 32, False)
+    (tmp_path / "root.roothash.p7s").write_bytes(b"x")
+    assert sidecar_root_hash(image) == (b"\xab" * 32, True)
+    (tmp_path / "root.erofs.roothash").write_text("no hash")
+    with pytest.raises(InputError):
+        sidecar_root_hash(image)
+
+
+def test_big_endian_programs_are_programs() -> None:
+    data = b"\x7fELF\x02\x02\x01" + bytes(9) + b"\x00\x02\x00\x15" + bytes(44)
+    assert classify("bin/app", True, data) == (Kind.ELF, frozenset())
+    assert classify("bin/app", True, data.replace(b"\x00\x02\x00\x15", b"\x00\x01\x00\x15")) is None
