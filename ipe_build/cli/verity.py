@@ -81,6 +81,14 @@ def _configure_verify(parser: argparse.ArgumentParser) -> None:
     _add_data(parser)
     parser.add_argument("--root-hash", required=True, metavar="HEX|FILE", help="the root hash in hex, or a file that holds it")
     _add_parameters(parser)
+    _configure_repair(parser)
+
+
+def _configure_repair(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("repair", "with --fec-device: whole new files, written only when every block of them is right")
+    group.add_argument("--repair", type=Path, metavar="OUT", help="the repaired image")
+    group.add_argument("--repair-hash", type=Path, metavar="OUT", help="the repaired hash area, when it is a file of its own")
+    group.add_argument("--force", action="store_true", help="replace outputs that exist")
 
 
 def _configure_dump(parser: argparse.ArgumentParser) -> None:
@@ -218,14 +226,45 @@ def _tree_without_root(arguments: argparse.Namespace) -> VerityTree:
 def _verify(arguments: argparse.Namespace, host: Host) -> Outcome:
     from ipe_build.integrity.check import check_image
 
-    found = check_image(arguments.data, _hash_area(arguments), _tree(arguments), host)
+    tree = _tree(arguments)
+    hash_area = _hash_area(arguments)
+    if arguments.repair is not None:
+        return _repair(arguments, tree, hash_area, host)
+    found = check_image(arguments.data, hash_area, tree, host)
+    rounds: tuple[int, ...] = ()
+    if arguments.fec_device is not None:
+        from ipe_build.integrity.repair import check_parity
+
+        rounds = check_parity(arguments.data, hash_area, arguments.fec_device, tree, host)
     value = {
         "accepted": found.accepted,
         "root_matches": found.root_matches,
         "hash_blocks": list(found.hash_blocks),
         "data_blocks": list(found.data_blocks),
+        "fec_rounds": list(rounds),
     }
-    return Outcome(value, _found_text(found), ExitStatus.OK if found.accepted else ExitStatus.FINDING)
+    text = _found_text(found) + (f"\n{len(rounds)} rounds of error correction differ: {_numbers(rounds)}" if rounds else "")
+    return Outcome(value, text, ExitStatus.OK if found.accepted and not rounds else ExitStatus.FINDING)
+
+
+def _repair(arguments: argparse.Namespace, tree: VerityTree, hash_area: Path, host: Host) -> Outcome:
+    """Returns what was repaired. Raises: UsageError, VerificationError when it cannot be."""
+    from ipe_build.integrity.repair import repair_image
+
+    if arguments.fec_device is None:
+        raise UsageError("a repair needs the error correction data", where="--repair", hint="say --fec-device FILE")
+    done = repair_image(
+        *(arguments.data, hash_area, arguments.fec_device, tree, arguments.repair, arguments.repair_hash), host, force=arguments.force
+    )
+    value = {"repaired": str(arguments.repair), "data_blocks": list(done.data_blocks), "hash_blocks": list(done.hash_blocks)}
+    text = f"{arguments.repair}: {len(done.data_blocks)} data and {len(done.hash_blocks)} hash blocks repaired, all verified"
+    return Outcome(value, text)
+
+
+def _numbers(blocks: tuple[int, ...]) -> str:
+    """Returns the first numbers of a list, for people; every one is in --json."""
+    more = f" and {len(blocks) - _SHOWN} more (--json names all)" if len(blocks) > _SHOWN else ""
+    return ", ".join(map(str, blocks[:_SHOWN])) + more
 
 
 def _found_text(found: VerityCheck) -> str:
@@ -235,8 +274,7 @@ def _found_text(found: VerityCheck) -> str:
     lines = [] if found.root_matches else ["the hash tree does not belong to the root hash"]
     for kind, blocks in (("hash", found.hash_blocks), ("data", found.data_blocks)):
         if blocks:
-            more = f" and {len(blocks) - _SHOWN} more (--json names all)" if len(blocks) > _SHOWN else ""
-            lines.append(f"{len(blocks)} {kind} blocks differ: {', '.join(map(str, blocks[:_SHOWN]))}{more}")
+            lines.append(f"{len(blocks)} {kind} blocks differ: {_numbers(blocks)}")
     return "\n".join(lines)
 
 
