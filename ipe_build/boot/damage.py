@@ -13,7 +13,7 @@ from uuid import UUID
 
 from ipe_build.boot import layout
 from ipe_build.boot.entry import find_partition, read_table
-from ipe_build.boot.locate import first_byte
+from ipe_build.boot.locate import stored_at
 from ipe_build.boot.qemu import Patch
 from ipe_build.errors import InputError
 from ipe_build.formats.gpt import Partition
@@ -86,9 +86,9 @@ def _flip(target: Target, offset: int) -> Patch:
     return Patch(offset, bytes([_read(target.disk, offset, 1)[0] ^ 1]))
 
 
-def _flip_file(path: str) -> Callable[[Target, Host], Patch]:
+def _flip_file(path: str, spare: str | None = None) -> Callable[[Target, Host], Patch]:
     def flip(target: Target, host: Host) -> Patch:
-        return _flip(target, target.root.offset_bytes + first_byte(target.filesystem, path, host) + _FLIP_AT)
+        return _flip(target, target.root.offset_bytes + stored_at(target.filesystem, path, host, spare=spare) + _FLIP_AT)
 
     return flip
 
@@ -156,7 +156,7 @@ DAMAGES: tuple[Damage, ...] = (
         "one bit of an application",
         "its exec fails with EIO, others run",
         "dm-verity refuses the block, so the program cannot be read",
-        _flip_file(layout.APPLICATION),
+        _flip_file(layout.APPLICATION, spare=layout.PROBE),
         _CORRUPTED.format("data"),
         runs_application=True,
     ),

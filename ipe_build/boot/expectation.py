@@ -36,6 +36,7 @@ class Need(StrEnum):
     POLICY = "policy"
     OLDER_POLICY = "older policy"
     NEWER_POLICY = "newer policy"
+    OTHER_POLICY = "other policy"
     APPLICATION = "application"
     INTERPRETER = "interpreter"
 

@@ -13,6 +13,10 @@ if TYPE_CHECKING:
     from ipe_build.host import Host
 
 BLOCK_BYTES = 4096
+_SQUASHFS_HEAD = 96
+_STORED_BLOCKS = (1 << 20) // BLOCK_BYTES + 1
+"""A stored block of SquashFS is at most 1 MiB."""
+_INVERSE = bytes(range(255, -1, -1))
 _EXTENT = re.compile(r"^\s*0:\s+0\.\.\s*\d+ \|\s*\d+ :\s*(\d+)\.\.", re.MULTILINE)
 
 
@@ -22,32 +26,33 @@ class _Filesystem(NamedTuple):
     name: str
     offset: int
     magic: bytes
-    find: Callable[[Path, str, Host], int | None]
+    find: Callable[[Path, str, str | None, Host], int | None]
 
 
-def first_byte(image: Path, path: str, host: Host) -> int:
-    """Returns the offset in the filesystem image of the stored (perhaps compressed) bytes that file `path` begins with.
+def stored_at(image: Path, path: str, host: Host, *, spare: str | None = None) -> int:
+    """Returns an offset in the filesystem image whose block of 4096 bytes is needed to read the beginning of file `path`.
 
+    The file `spare` does not need that block: several files may share one where a filesystem packs them.
     Raises: InputError for an unknown filesystem or a file that is not there, ToolMissingError, ToolFailedError.
     """
     with image.open("rb") as handle:
         head = handle.read(2048)
     for row in FILESYSTEMS:
         if head[row.offset : row.offset + len(row.magic)] == row.magic:
-            place = row.find(image, path, host)
+            place = row.find(image, path, spare, host)
             if place is None:
                 raise InputError(f"its {row.name} filesystem has no file {path} with blocks of its own", where=str(image))
             return place
     raise InputError("no filesystem is recognised", where=str(image), hint=f"known are {', '.join(row.name for row in FILESYSTEMS)}")
 
 
-def _find_erofs(image: Path, path: str, host: Host) -> int | None:
+def _find_erofs(image: Path, path: str, _spare: str | None, host: Host) -> int | None:
     """The tool dump.erofs lists extents: logical range, length, physical range."""
     match = _EXTENT.search(host.run(["dump.erofs", f"--path={path}", "-e", image]).text)
     return int(match[1]) if match else None
 
 
-def _find_ext4(image: Path, path: str, host: Host) -> int | None:
+def _find_ext4(image: Path, path: str, _spare: str | None, host: Host) -> int | None:
     """The tool debugfs says the physical block of logical block 0 (0 for a hole); the block size is in the superblock."""
     text = host.run(["debugfs", "-R", f'bmap "{path}" 0', image]).text.strip()
     with image.open("rb") as handle:
@@ -56,34 +61,47 @@ def _find_ext4(image: Path, path: str, host: Host) -> int | None:
     return int(text) * block_bytes if text.isdigit() and int(text) else None
 
 
-def _find_squashfs(image: Path, path: str, host: Host) -> int | None:
-    """Finds the first block of data that the file needs by trying, with no knowledge of the compressor.
+def _find_squashfs(image: Path, path: str, spare: str | None, host: Host) -> int | None:
+    """Finds a block that the file needs by trying, with no knowledge of the compressor.
 
     A copy is inverted from the start of the data up to a point; the file's first 4096 bytes read as before exactly while that point is at
-    or before the block that holds them, so halving finds it. Data end where the inode table begins (superblock, u64 at 64).
+    or before the stored block that holds them, so halving finds where it begins. From there on single blocks of 4096 bytes are inverted
+    until one is needed by `path` and not by `spare`. Data end where the inode table begins (superblock, u64 at 64).
     """
-    with image.open("rb") as handle:
-        whole = bytearray(handle.read())
+    whole = image.read_bytes()
     end = int.from_bytes(whole[64:72], "little")
-    if not 96 < end <= len(whole):
+    if not _SQUASHFS_HEAD < end <= len(whole):
         raise FormatError(f"the inode table at {end:#x} lies outside the image", where=f"{image}: offset 0x40")
-    read = ["unsquashfs", "-cat", "trial.img", path.lstrip("/")]
     with host.scratch("ipe-build-squashfs-") as folder:
-        trial = folder / "trial.img"
-        trial.write_bytes(whole)
-        wanted = host.run(read, cwd=folder, ok=(0, 1, 2))
-        if wanted.status or not wanted.stdout:
+        trial = _Trial(whole, end, folder, host)
+        wanted, kept = trial.read(path, (0, 0)), trial.read(spare, (0, 0), whole=True) if spare else None
+        if not wanted:
             return None
-        inverse = bytes.maketrans(bytes(range(256)), bytes(range(255, -1, -1)))
         low, high = 0, -(-end // BLOCK_BYTES)
         while high - low > 1:
             middle = (low + high) // 2
-            stop = min(middle * BLOCK_BYTES, end)
-            trial.write_bytes(whole[:96] + whole[96:stop].translate(inverse) + whole[stop:])
-            got = host.run(read, cwd=folder, ok=(0, 1, 2))
-            same = got.stdout[:BLOCK_BYTES] == wanted.stdout[:BLOCK_BYTES]
-            low, high = (middle, high) if same else (low, middle)
-    return max(low * BLOCK_BYTES, 96)
+            low, high = (middle, high) if trial.read(path, (0, middle)) == wanted else (low, middle)
+        for block in range(low, min(low + _STORED_BLOCKS, -(-end // BLOCK_BYTES))):
+            hurts = trial.read(path, (block, block + 1)) != wanted
+            if hurts and (spare is None or trial.read(spare, (block, block + 1), whole=True) == kept):
+                return max(block * BLOCK_BYTES, _SQUASHFS_HEAD)
+    return None
+
+
+class _Trial:
+    """A copy of a SquashFS image that is damaged in turns."""
+
+    def __init__(self, image: bytes, end: int, folder: Path, host: Host) -> None:
+        self._image, self._end, self._folder, self._host = image, end, folder, host
+
+    def read(self, path: str, inverted: tuple[int, int], *, whole: bool = False) -> bytes:
+        """Returns what unsquashfs reads of the file (its first 4096 bytes unless `whole`) with these blocks inverted."""
+        start = max(inverted[0] * BLOCK_BYTES, _SQUASHFS_HEAD)
+        stop = max(min(inverted[1] * BLOCK_BYTES, self._end), start)
+        damaged = self._image[:start] + self._image[start:stop].translate(_INVERSE) + self._image[stop:]
+        (self._folder / "trial.img").write_bytes(damaged)
+        got = self._host.run(["unsquashfs", "-cat", "trial.img", path.lstrip("/")], cwd=self._folder, ok=(0, 1, 2)).stdout
+        return got if whole else got[:BLOCK_BYTES]
 
 
 FILESYSTEMS: tuple[_Filesystem, ...] = (

@@ -276,7 +276,7 @@ PROBES: tuple[Probe, ...] = (
         "activating that policy",
         ("policy-activate", "{other}"),
         _denied("EINVAL", "a version lower than that in force is not put in force", layer=Layer.POLICY_VERSION, detail="active=0"),
-        needs=(Need.OLDER_POLICY,),
+        needs=(Need.OLDER_POLICY, Need.OTHER_POLICY),
         capability="CAP_MAC_ADMIN",
     ),
     Probe(

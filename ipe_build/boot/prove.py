@@ -100,6 +100,8 @@ def image_facts(request: BootRequest) -> Facts:
     words, missing = dict(policy.words), dict(policy.missing)
     if not request.modules:
         missing[Need.MODULES] = "the image has no modules"
+    if "CAP_MAC_ADMIN" in request.dropped_capabilities:
+        missing[Need.OTHER_POLICY] = "without CAP_MAC_ADMIN no policy of another name is loaded"
     for need, name, given in (
         (Need.APPLICATION, "application", request.application),
         (Need.INTERPRETER, "interpreter", request.interpreter),
@@ -159,7 +161,7 @@ def _boot_all(request: BootRequest, kernel: DirectKernel, jobs: Sequence[_Job], 
     """Returns the boots in the order of the jobs; as many at once as there are processors. An interrupt stops all of them."""
     stop = threading.Event()
 
-    def work(job: _Job) -> Boot:
+    def once(job: _Job) -> Boot:
         firmware = job.damage is not None and job.damage.firmware
         return boot(
             request.disk,
@@ -171,6 +173,11 @@ def _boot_all(request: BootRequest, kernel: DirectKernel, jobs: Sequence[_Job], 
             stop_at=job.damage.proof if firmware and job.damage else END,
             cancelled=stop.is_set,
         )
+
+    def work(job: _Job) -> Boot:
+        booted = once(job)
+        silent = booted.ended is Ended.TIMEOUT and not any(line.strip() for line in booted.console)
+        return once(job) if silent and not stop.is_set() else booted  # an emulator that said nothing showed nothing: once more
 
     with ThreadPoolExecutor(max_workers=host.jobs) as pool:
         futures = {pool.submit(work, job): job for job in jobs}

@@ -5,6 +5,9 @@
 
 const char *ipe_probe_library(void);
 
+/* Makes the file larger than a block of SquashFS (128 KiB), which packs smaller files together: a damaged one must not hurt others. */
+__attribute__((used)) static const unsigned char filler[160 * 1024] = {1};
+
 int main(int argc, char **argv)
 {
     if (argc == 3 && !strcmp(argv[1], "dlopen")) {
