@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from ipe_build.host import Host
 
 GUEST = Path(__file__).parent / "guest"
-SOURCES = ("ipe-init.c", "parse.c", "files.c", "devices.c", "verity.c", "policy.c", "root.c")
+SOURCES = ("ipe-init.c", "config.c", "parse.c", "files.c", "devices.c", "verity.c", "policy.c", "root.c")
 CONFIG_PATH = "etc/ipe-init.conf"
 WARNINGS = ("-Wall", "-Wextra", "-Werror", "-Wshadow", "-Wconversion", "-Wformat=2", "-Wstrict-prototypes", "-Wmissing-prototypes")
 _FLAGS = (
@@ -135,7 +135,7 @@ def compile_init(out: Path, host: Host, *, compiler: str = "gcc", flags: tuple[s
 
 
 def render_config(request: InitramfsRequest) -> bytes:
-    """Returns /etc/ipe-init.conf: lines `key = value`, as `guest/parse.c` reads them.
+    """Returns /etc/ipe-init.conf: lines `key = value`, as `guest/config.c` reads them.
 
     Raises: InputError naming the setting that ipe-init would refuse; so that is found out here and not on the device.
     """

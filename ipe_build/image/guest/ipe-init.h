@@ -88,8 +88,9 @@ struct partition {
 	uint64_t size;
 };
 
-/* parse.c: bytes to values; touches nothing but its arguments. On failure a function returns false and says why. */
+/* config.c, parse.c: bytes to values; they touch nothing but their arguments. On failure they return false and say why. */
 bool parse_config(char *text, struct config *config, const char **why, unsigned int *line);
+int command_line_word(const char *line, const char *name, char *value, size_t size);
 bool parse_hex(const char *text, size_t length, uint8_t *out, size_t *size, size_t max);
 bool parse_root_hash(const char *text, struct root_hash *hash);
 bool parse_uuid(const char *text, struct uuid *uuid);
@@ -97,7 +98,6 @@ bool parse_superblock(const uint8_t *raw, size_t size, struct superblock *sb, co
 bool parse_gpt_header(const uint8_t *raw, size_t size, struct gpt_header *header);
 bool parse_gpt_entry(const uint8_t *raw, struct gpt_entry *entry);
 bool parse_signature(const char *text, size_t size, struct root_hash *hash, uint8_t *der, size_t *der_size, const char **why);
-int command_line_word(const char *line, const char *name, char *value, size_t size);
 void hash_to_uuids(const struct root_hash *hash, struct uuid *data, struct uuid *tree);
 void to_hex(const uint8_t *bytes, size_t size, char *out);
 bool same_hash(const struct root_hash *one, const struct root_hash *other);
