@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
+from ipe_build.boot.damage import DAMAGES
 from ipe_build.boot.expectation import Facts, Layer, Need, Outcome, resolve
 from ipe_build.boot.probe_disk import (
     PolicyMaterial,
@@ -134,3 +137,9 @@ def test_ids_are_unique_and_every_allow_has_a_deny():
     kinds = {row.plan[0] for row in PROBES if row.expected.outcome is Outcome.ALLOWED}
     denied = {row.plan[0] for row in PROBES if row.expected.outcome is Outcome.DENIED}
     assert kinds - {"policy-new"} <= denied
+
+
+def test_every_probe_and_every_damage_is_documented():
+    page = (Path(__file__).parents[2] / "docs" / "boot.md").read_text()
+    for row in (*PROBES, *DAMAGES):
+        assert f"`{row.id}`" in page, row.id
