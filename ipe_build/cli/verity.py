@@ -201,11 +201,18 @@ def _format(arguments: argparse.Namespace, host: Host) -> Outcome:
 def _tree(arguments: argparse.Namespace) -> VerityTree:
     """Returns the tree that verify and table work on, with its root hash. Raises: InputError when that has a wrong length."""
     root_hash = _root_hash(arguments.root_hash)
-    tree = _tree_without_root(arguments)
+    tree = replace(_tree_without_root(arguments), root_hash=root_hash)
     wanted = tree.parameters.algorithm.digest_size
     if len(root_hash) != wanted:
         raise InputError(f"a {tree.parameters.hash_name} root hash has {wanted} bytes, got {len(root_hash)}", where="--root-hash")
-    return replace(tree, root_hash=root_hash)
+    if arguments.fec_device is None:
+        return tree
+    from ipe_build.integrity.files import is_same_file, open_input
+    from ipe_build.integrity.repair import covered_blocks
+
+    hash_area = _hash_area(arguments)
+    with open_input(hash_area) as area:
+        return replace(tree, fec_blocks=covered_blocks(tree, area.size, with_hash=is_same_file(hash_area, arguments.fec_device)))
 
 
 def _tree_without_root(arguments: argparse.Namespace) -> VerityTree:
