@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
-import lzma
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,9 +9,10 @@ from typing import NamedTuple, TypeVar
 
 from ipe_build.audit.facts import BootEntry, ImageFacts, KernelView, RootPartitions
 from ipe_build.boot.entry import read_entry
-from ipe_build.errors import FormatError, InputError, IpeBuildError
-from ipe_build.formats.cpio import CpioEntry, compression_of, read_archives
+from ipe_build.errors import InputError, IpeBuildError
+from ipe_build.formats.cpio import CpioEntry, read_archives
 from ipe_build.formats.gpt import Partition
+from ipe_build.formats.kernel_compression import compression_of, unpack
 from ipe_build.host import Host
 from ipe_build.image.disk import Disk, read_disk
 from ipe_build.image.filesystem import FilesystemType, detect_filesystem
@@ -22,7 +21,6 @@ from ipe_build.policy.versions import KernelVersion
 from ipe_build.signing.loading import parse_certificates
 
 _CHUNK_BYTES = 1 << 20
-_INITRAMFS_LIMIT_BYTES = 1 << 30
 T = TypeVar("T")
 
 
@@ -61,7 +59,7 @@ def _examine(image: Path, kernel_file: Path | None, scratch: Path, host: Host) -
         root=root,
         boot_entry=entry,
         kernel=attempt("kernel", lambda: view_kernel(kernel_bytes)) if kernel_bytes is not None else None,
-        initramfs=attempt("initramfs", lambda: read_initramfs(entry.initramfs, host)) if entry is not None else None,
+        initramfs=attempt("initramfs", lambda: read_initramfs(entry.initramfs)) if entry is not None else None,
         rootfs=attempt("root filesystem", lambda: _rootfs(root, scratch, host)) if root is not None else None,
         unreadable=unreadable,
     )
@@ -124,32 +122,14 @@ def _boot_entry(image: Path, scratch: Path, host: Host) -> BootEntry:
     return BootEntry(entry.kernel.read_bytes(), entry.initrd.read_bytes() if entry.initrd else b"", entry.options)
 
 
-def read_initramfs(data: bytes, host: Host) -> tuple[CpioEntry, ...]:
-    """Returns the members of all archives of an initramfs, in order; each may be plain or compressed (gzip, xz, zstd).
+def read_initramfs(data: bytes) -> tuple[CpioEntry, ...]:
+    """Returns the members of all archives of an initramfs, in order: plain, or as a whole in one of the kernel's compressions.
 
-    Raises: FormatError, ToolFailedError.
+    Raises: FormatError.
     """
-    entries: list[CpioEntry] = []
-    for archive in read_archives(decompressed(data, host)):
-        entries += archive.entries
-    return tuple(entries)
-
-
-def decompressed(data: bytes, host: Host) -> bytes:
-    """Returns an initramfs unpacked, at most 1 GiB of it. Raises: FormatError."""
-    kind = compression_of(data)
-    try:
-        if kind is None:
-            return data
-        if kind == "gzip":
-            return gzip.decompress(data)
-        if kind in ("xz", "lzma"):
-            return lzma.LZMADecompressor().decompress(data, _INITRAMFS_LIMIT_BYTES)
-    except (OSError, EOFError, lzma.LZMAError) as error:
-        raise FormatError(f"the {kind} stream is damaged: {error}", where="initramfs") from error
-    if kind == "zstd":
-        return host.run(["zstd", "-d", "-c"], stdin=data).stdout
-    raise FormatError(f"compression {kind} is not read yet", where="initramfs")
+    compression = compression_of(data)
+    plain = data if compression is None else unpack(data, compression)
+    return tuple(entry for archive in read_archives(plain) for entry in archive.entries)
 
 
 class _Extractor(NamedTuple):
