@@ -101,9 +101,8 @@ def make_esp(files: Sequence[EspFile], out: Path, minimum_bytes: int, uuid: UUID
     size = -(-max(minimum_bytes, needed) // _MIB) * _MIB
     with out.open("wb") as handle:
         handle.truncate(size)
-    width = "32" if size >= _FAT32_MIN_BYTES else "16"
-    serial = uuid.bytes[:4].hex()
-    host.run(["mkfs.vfat", "-F", width, "-n", "ESP", "-i", serial, "--invariant", out])
+    width = ("-F", "32") if size >= _FAT32_MIN_BYTES else ()
+    host.run(["mkfs.vfat", *width, "-n", "ESP", "-i", uuid.bytes[:4].hex(), "--invariant", out])
     env = _mtools_env(max(host.source_date_epoch, _DOS_EPOCH))
     folders: list[str] = []
     for file in files:

@@ -125,8 +125,9 @@ def test_boot_files_are_in_the_esp(request_: DiskRequest, host: Host, tmp_path: 
         read_esp_file(disk.path, offset, "missing", host)
 
 
-def test_fat_has_no_errors(request_: DiskRequest, host: Host, tmp_path: Path) -> None:
-    disk = make_disk(request_, tmp_path / "disk.raw", host)
+@pytest.mark.parametrize("esp_mib", [1, 10, 20, 33, 34, 64, 300])
+def test_fat_has_no_errors(request_: DiskRequest, esp_mib: int, host: Host, tmp_path: Path) -> None:
+    disk = make_disk(replace(request_, esp_bytes=esp_mib << 20), tmp_path / "disk.raw", host)
     assert disk.esp
     (tmp_path / "esp").write_bytes(disk.path.read_bytes()[disk.esp.offset_bytes : disk.esp.end_bytes])
     host.run(["fsck.fat", "-n", tmp_path / "esp"])
