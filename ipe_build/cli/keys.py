@@ -43,9 +43,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     check = verbs.add_parser("check", help="is this certificate fit to be built into a device")
     check.add_argument("certificate", type=Path, metavar="CERT", nargs="+", help="PEM (also a bundle) or DER")
     check.add_argument("--key", metavar="URI", help="also check that this key belongs to the certificate")
-    check.add_argument(
-        "--bundle", type=Path, metavar="PEM", help="what the kernel trusts: also check that this certificate is reached from it"
-    )
+    check.add_argument("--bundle", type=Path, metavar="FILE", help=f"also check that it is reached from this; {TRUSTED_HELP}")
     check.add_argument("--profile", choices=("development", "production"), default="development", help="production refuses TEST keys")
     target_options(check)
     check.add_argument("--at", metavar="TIME", help="judge validity by this time (ISO 8601) instead of now")

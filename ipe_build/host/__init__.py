@@ -101,12 +101,13 @@ class Host:
         )
 
     @contextmanager
-    def output(self, path: Path, *, force: bool = False) -> Iterator[Path]:
+    def output(self, path: Path, *, force: bool = False, flush: bool = True) -> Iterator[Path]:
         """Yields a temporary file name beside `path`; renamed to `path` when the block ends well, removed otherwise.
 
+        Without `flush` the disk is not waited for: for thousands of small files, whose maker runs again after a power cut.
         Raises: OutputError when `path` exists and `force` is false, the folder is missing, or the disk is full.
         """
-        with output_file(path, force=force) as temporary:
+        with output_file(path, force=force, flush=flush) as temporary:
             yield temporary
 
     @contextmanager

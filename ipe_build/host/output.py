@@ -19,7 +19,7 @@ _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @contextmanager
-def output_file(path: Path, *, force: bool) -> Iterator[Path]:
+def output_file(path: Path, *, force: bool, flush: bool = True) -> Iterator[Path]:
     """Yields a name beside `path` to write to; see `Host.output`."""
     if path.is_dir():
         raise OutputError("wanted a file to write, this is a folder", where=str(path))
@@ -31,9 +31,11 @@ def output_file(path: Path, *, force: bool) -> Iterator[Path]:
     try:
         with explained(path):
             yield temporary
-            _flush(temporary)
+            if flush:
+                _flush(temporary)
             os.replace(temporary, path)
-            _flush(path.parent)
+            if flush:
+                _flush(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 

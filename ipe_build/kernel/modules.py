@@ -147,7 +147,7 @@ class _Work:
         data = sign_module(source.read_bytes(), self.signer, self.digest_name, self.compression, str(source), self.kernel)
         target = self.target(source)
         target.parent.mkdir(parents=True, exist_ok=True)
-        with self.host.output(target, force=True) as temporary:
+        with self.host.output(target, force=True, flush=False) as temporary:
             temporary.write_bytes(data)
             temporary.chmod(source.stat().st_mode & 0o777)
         if self.out is None and target != source:
