@@ -38,6 +38,7 @@ def source_tree(source: Path, host: Host) -> SourceTree:
     """
     source = source.absolute()
     if source.is_dir():
+        source = source.resolve()
         _check_tree(source, str(source))
         if (source / ".config").exists() or (source / "include/config").exists():
             raise InputError(
@@ -61,7 +62,7 @@ def source_tree(source: Path, host: Host) -> SourceTree:
             host.run([*_UNPACK, "--file", source, "--directory", folder])
         _check_tree(folder, str(source))
 
-    folder = host.cache.entry("kernel-source", digest[:32], unpack)
+    folder = host.cache.entry("kernel-source", digest[:32], unpack).resolve()
     return SourceTree(folder, digest, kernel_version(folder))
 
 

@@ -160,7 +160,8 @@ def test_boards_have_unique_names() -> None:
 def small_tree(tmp_path: Path) -> Path:
     (tmp_path / "Kconfig").write_text(
         'config A\n\tbool "a"\n\thelp\n\t  if this were read, all would be lost\n\nif B\nsource "sub/$(SRCARCH)/Kconfig"\nendif\n'
-        'menu "m"\n\tdepends on MENU\nconfig D\n\tbool\n\tdepends on A && \\\n\t  (X || !Y)\nendmenu\nconfig S\n\tbool\n\tselect T if A\nconfig T\n\tbool\n'
+        'menu "m"\n\tdepends on MENU\nconfig D\n\tbool\n\tdepends on A && \\\n\t  (X || !Y)\nendmenu\n'
+        "config S\n\tbool\n\tselect T if A\nconfig T\n\tbool\n"
     )
     (tmp_path / "sub/x86").mkdir(parents=True)
     (tmp_path / "sub/x86/Kconfig").write_text('config C\n\ttristate "c"\n\tdepends on A # note\n')
