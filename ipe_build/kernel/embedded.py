@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from ipe_build.policy.parser import Role, parse
 
 _MAX_POLICY = 1 << 20
-_MAX_LOOKED_AT = 8 << 20
+_MAX_LOOKED_AT = 4 << 20
 """Bytes of policies that are parsed at most: a file from a stranger may hold nothing else."""
 _MAX_LIST = 1 << 20
 _MAX_CANDIDATES = 4096
