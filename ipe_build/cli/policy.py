@@ -74,15 +74,19 @@ def _run_check(arguments: Namespace, host: Host) -> Outcome:
     role = Role.BOOT if arguments.boot_policy else Role.DEVICE
     ledger = read_ledger(arguments.ledger) if arguments.ledger else None
     survey = survey_of(arguments, host)
-    reports = []
+    failing = {"error", "warning"} if arguments.strict else {"error"}
+    values: list[dict[str, object]] = []
+    lines: list[str] = []
+    failed = False
     for path in policy_files(arguments.files):
         text = read_policy(path)
-        target = Target(kernel, role, config, path.stem, _recorded(ledger, text), survey)
-        reports.append((path, check(text, target)))
-    failing = {"error", "warning"} if arguments.strict else {"error"}
-    failed = any(finding.severity.value in failing for _path, report in reports for finding in report.findings)
-    lines = [line for path, report in reports for line in _report_lines(path, report)]
-    return Outcome([_report_value(*row) for row in reports], "\n".join(lines), ExitStatus.FINDING if failed else ExitStatus.OK)
+        report = check(text, Target(kernel, role, config, path.stem, _recorded(ledger, text), survey))
+        failed = failed or any(finding.severity.value in failing for finding in report.findings)
+        if arguments.json:
+            values.append(_report_value(path, report))
+        else:
+            lines += _report_lines(path, report)
+    return Outcome(values, "\n".join(lines), ExitStatus.FINDING if failed else ExitStatus.OK)
 
 
 def _recorded(ledger: Ledger | None, text: bytes) -> tuple[PolicyVersion, bytes] | None:

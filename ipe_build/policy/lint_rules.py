@@ -11,7 +11,7 @@ from ipe_build.policy.findings import Hit, LintRule, Severity, Subject
 from ipe_build.policy.logic import contradiction, hidden_rules
 from ipe_build.policy.model import Condition, Rule
 from ipe_build.policy.parser import Role
-from ipe_build.policy.properties import DIGEST_SIZES, Action, Operation
+from ipe_build.policy.properties import DIGEST_SIZES, PROPERTIES, Action, Operation
 
 _INITRAMFS = Facts(boot_verified=True)
 _DANGEROUS = (Operation.EXECUTE, Operation.KMODULE, Operation.KEXEC_IMAGE, Operation.FIRMWARE)
@@ -57,14 +57,14 @@ def _placeholder(subject: Subject) -> Iterator[Hit]:
 
 def _contradictory(subject: Subject) -> Iterator[Hit]:
     for rule in subject.policy.rules:
-        pair = contradiction(rule.conditions) if len(rule.conditions) > 1 else None
+        pair = contradiction(rule.conditions)
         if pair is not None:
             yield Hit(rule.line, f"no file has both {pair[0]} and {pair[1]}: the rule never matches", str(pair[1]))
 
 
 def _repeated(subject: Subject) -> Iterator[Hit]:
     for rule in subject.policy.rules:
-        if len(rule.conditions) > 1:
+        if len(set(rule.conditions)) < len(rule.conditions):
             for condition, times in Counter(rule.conditions).items():
                 if times > 1:
                     yield Hit(rule.line, f"{condition} stands {times} times", str(condition))
@@ -72,10 +72,10 @@ def _repeated(subject: Subject) -> Iterator[Hit]:
 
 def _hidden(subject: Subject) -> Iterator[Hit]:
     enabled = subject.target.enabled
+    off = [row for row in PROPERTIES if row.kconfig is not None and not enabled(row.kconfig)]
 
     def alive(rule: Rule) -> bool:
-        dead = any(row.property.kconfig is not None and not enabled(row.property.kconfig) for row in rule.conditions)
-        return not dead and contradiction(rule.conditions) is None
+        return not any(row.property in off for row in rule.conditions if off) and contradiction(rule.conditions) is None
 
     for op in Operation:
         rules = subject.policy.rules_of(op)

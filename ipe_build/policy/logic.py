@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterator
+from itertools import combinations
 
 from ipe_build.policy.facts import Digest
 from ipe_build.policy.model import Condition, Rule
@@ -17,16 +17,16 @@ _OF_INITRAMFS = tuple(Condition(PROPERTY_OF_NAME[name], False) for name in ("dmv
 
 def implied(conditions: tuple[Condition, ...]) -> frozenset[Condition]:
     """Returns the conditions and what follows from them: the initramfs is in memory, on no block device and without fs-verity."""
-    found = set(conditions)
-    if _INITRAMFS in found:
-        found.update(_OF_INITRAMFS)
-    if any(condition.property is not _BOOT and condition.value is not False for condition in conditions):
-        found.add(_NOT_INITRAMFS)
-    return frozenset(found)
+    extra = [_NOT_INITRAMFS for condition in conditions if condition.property is not _BOOT and condition.value is not False]
+    if _INITRAMFS in conditions:
+        extra += _OF_INITRAMFS
+    return frozenset((*conditions, *extra))
 
 
 def contradiction(conditions: tuple[Condition, ...]) -> tuple[Condition, Condition] | None:
     """Returns two conditions that no file meets at once, the later one in the rule second; None where there are none."""
+    if len(conditions) < 2:
+        return None
     seen: list[Condition] = []
     for condition in conditions:
         for other in seen:
@@ -47,28 +47,29 @@ def _exclude(one: Condition, other: Condition) -> bool:
 def hidden_rules(rules: tuple[Rule, ...], alive: Callable[[Rule], bool]) -> Iterator[tuple[Rule, Rule]]:
     """Yields (rule, earlier rule) where the earlier one, of the same operation, matches whenever the later one does.
 
-    `alive` says whether a rule can match at all; a dead one hides nothing. Runs in near linear time: an earlier rule is looked up
-    by its rarest condition.
+    `alive` says whether a rule can match at all, so that it has one digest of a property at most; a dead one hides nothing. Linear in
+    the rules: earlier ones are looked up by their digests, of which a rule has at most as many as there are properties with digests,
+    and there are few sets of TRUE and FALSE.
     """
-    counts = Counter(condition for rule in rules for condition in rule.conditions)
-    by_condition: dict[Condition | None, list[tuple[frozenset[Condition], Rule]]] = {}
-    seen: set[frozenset[Condition]] = set()
+    seen: dict[tuple[Condition, ...], list[tuple[frozenset[Condition], Rule]]] = {}
     for rule in rules:
         if not alive(rule):
             continue
+        own = frozenset(rule.conditions)
+        digests = tuple(sorted((row for row in own if isinstance(row.value, Digest)), key=_property_name))
         needs = implied(rule.conditions)
-        candidates = (pair for key in (None, *needs) for pair in by_condition.get(key, ()))
-        hiding = next((earlier for own, earlier in candidates if own <= needs), None)
+        hiding = next((first for key in _subsets(digests) for has, first in seen.get(key, ()) if has <= needs), None)
         if hiding is not None:
             yield rule, hiding
-            continue
-        own = frozenset(rule.conditions)
-        if own not in seen:
-            seen.add(own)
-            key = min(rule.conditions, key=counts.__getitem__) if own else None
-            by_condition.setdefault(key, []).append((own, rule))
+        else:
+            seen.setdefault(digests, []).append((own, rule))
 
 
-def is_digest(condition: Condition) -> bool:
-    """Returns whether the condition pins a digest."""
-    return isinstance(condition.value, Digest)
+def _property_name(condition: Condition) -> str:
+    return condition.property.name
+
+
+def _subsets(digests: tuple[Condition, ...]) -> Iterator[tuple[Condition, ...]]:
+    """Yields every selection of a rule's digests, in their order; the empty one first."""
+    for size in range(len(digests) + 1):
+        yield from combinations(digests, size)

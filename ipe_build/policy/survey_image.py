@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import bz2
-import gzip
-import lzma
 import mmap
 import os
 import stat
@@ -14,8 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ipe_build.errors import FormatError, InputError, ToolFailedError
-from ipe_build.formats.cpio import CpioEntry, compression_of, read_archives
+from ipe_build.formats.cpio import CpioEntry, read_archives
 from ipe_build.formats.gpt import read_gpt
+from ipe_build.formats.kernel_compression import compression_of, unpack
 from ipe_build.policy.classify import Content, classify
 from ipe_build.policy.facts import Facts
 from ipe_build.policy.survey import Entry, Survey
@@ -47,7 +45,7 @@ def survey(image: Path, host: Host, facts: Facts) -> Survey:
         with _partition(image, host) as inner:
             return survey(inner, host, facts)
     if kind == "cpio":
-        return _survey("initramfs", _cpio(image, host), facts)
+        return _survey("initramfs", _cpio(image), facts)
     if kind not in _EXTRACT:
         raise InputError(
             f"a {kind} image cannot be looked into" if kind else "is no image of a kind we know",
@@ -146,7 +144,7 @@ def _walk(root: Path) -> _Files:
                     content.close()
 
 
-def _cpio(image: Path, host: Host) -> _Files:
+def _cpio(image: Path) -> _Files:
     """Yields the files of an initramfs: all its archives, the compressed one included."""
     if image.stat().st_size > _INITRAMFS_MAX:
         raise InputError("is too large for an initramfs", where=str(image))
@@ -157,7 +155,7 @@ def _cpio(image: Path, host: Host) -> _Files:
         end = archive.end
     rest = data[end:].lstrip(b"\0")
     if rest:
-        for archive in read_archives(_unpack(rest, image, host)):
+        for archive in read_archives(_unpack(rest, image)):
             yield from _regular(archive.entries)
 
 
@@ -168,23 +166,15 @@ def _regular(entries: tuple[CpioEntry, ...]) -> _Files:
             yield entry.path.lstrip("./"), bool(entry.mode & 0o111), entry.data
 
 
-def _unpack(data: bytes, image: Path, host: Host) -> bytes:
-    """Returns the archive that is compressed in an initramfs."""
-    kind = compression_of(data)
-    readers: dict[str, Callable[[bytes], bytes]] = {
-        "gzip": gzip.decompress,
-        "bzip2": bz2.decompress,
-        "xz": lzma.decompress,
-        "lzma": lzma.decompress,
-    }
+def _unpack(data: bytes, image: Path) -> bytes:
+    """Returns the archive that is compressed in an initramfs. Raises: FormatError, InputError."""
+    row = compression_of(data)
+    if row is None:
+        raise InputError("holds neither an archive nor a compressed one where the kernel looks for it", where=str(image))
     try:
-        if kind == "zstd":
-            return host.run(["zstd", "-dcq"], stdin=data).stdout
-        if kind in readers:
-            return readers[kind](data)
-    except (OSError, EOFError, lzma.LZMAError, ValueError, ToolFailedError) as error:
-        raise FormatError(f"the {kind} data cannot be unpacked: {error}"[:200], where=str(image)) from error
-    raise InputError(f"an initramfs compressed with {kind or 'something unknown'} cannot be looked into", where=str(image))
+        return unpack(data, row)
+    except FormatError as error:
+        raise FormatError(error.message, where=str(image)) from error
 
 
 def _survey(filesystem: str | None, files: _Files, facts: Facts) -> Survey:
