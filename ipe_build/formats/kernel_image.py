@@ -95,7 +95,7 @@ _Layer = tuple[str, str, bytes | None]
 
 def _bzimage(data: bytes) -> _Layer:
     """Reads a bzImage's compressed kernel. Source: Documentation/arch/x86/boot.rst, "Details of Header Fields"."""
-    header = _C.x86_setup_header(data[_SETUP_AT : _SETUP_AT + len(_C.x86_setup_header)].ljust(len(_C.x86_setup_header), b"\0"))
+    header = _header(_C.x86_setup_header, data, _SETUP_AT)
     if header.version < _FIRST_WITH_PAYLOAD:
         raise FormatError(f"offset 0x206: wanted boot protocol 2.08 or newer, got {header.version:#06x}", where=_WHERE)
     start = ((header.setup_sects or 4) + 1) * 512 + header.payload_offset
@@ -108,7 +108,7 @@ def _bzimage(data: bytes) -> _Layer:
 
 
 def _zboot(data: bytes) -> _Layer:
-    header = _C.zboot_header(data[: len(_C.zboot_header)])
+    header = _header(_C.zboot_header, data, 0)
     return ImageFormat.ZBOOT, "", _slice(data, header.payload_offset, header.payload_size, "the compressed kernel (offset 0x8)")
 
 
@@ -122,6 +122,11 @@ def _elf(data: bytes) -> _Layer:
     little = data[5:6] == b"\1"
     machine = int.from_bytes(data[18:20], "little" if little else "big")
     return ImageFormat.ELF, _MACHINES.get(machine, ""), None
+
+
+def _header(kind: Any, data: bytes, offset: int) -> Any:
+    """Returns the header at `offset`; what a file that is cut short lacks of it is zero, and the checks of its fields then fail."""
+    return kind(data[offset : offset + len(kind)].ljust(len(kind), b"\0"))
 
 
 def _slice(data: bytes, offset: int, length: int, what: str) -> bytes:

@@ -263,11 +263,11 @@ def test_any_compressed_bytes_unpack_or_are_one_error(magic: bytes, data: bytes)
 
 @settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow])
 @given(
-    st.lists(st.tuples(st.binary(max_size=12), st.integers(1, 400)), max_size=20).map(
-        lambda rows: b"".join(data * times for data, times in rows)
+    data=st.lists(st.tuples(st.binary(max_size=12), st.integers(1, 400)), max_size=20).map(
+        lambda rows: b"".join(raw * times for raw, times in rows)
     )
 )
-def test_lz4_of_the_real_program_unpacks_to_what_went_in(data: bytes, need) -> None:
+def test_lz4_of_the_real_program_unpacks_to_what_went_in(need, data: bytes) -> None:
     packed = subprocess.run([need("lz4"), "-l", "-9", "-c"], input=data or b"x", stdout=subprocess.PIPE, check=True).stdout
     row = compression_of(packed)
     assert row is not None
