@@ -283,7 +283,7 @@ def put_private_key(rootfs: Path, host: Host) -> None:
         ("device-policy-parses", rewritten_policy("ipe-policy.p7b", GOOD.replace(b"0.0.1", b"0.0.70000"))),
         ("device-policy-denies", rewritten_policy("ipe-policy.p7b", GOOD.replace(b"DENY", b"ALLOW"))),
         ("device-policy-denies", rewritten_policy("ipe-policy.p7b", GOOD + b"DEFAULT op=KMODULE action=ALLOW\n")),
-        ("device-policy-init", rewritten_policy("ipe-policy.p7b", GOOD.replace(b"op=EXECUTE dmverity_signature=TRUE", b"op=EXECUTE boot_verified=TRUE"))),
+        ("device-policy-init", rewritten_policy("ipe-policy.p7b", GOOD.replace(b"EXECUTE dmverity_signature", b"EXECUTE boot_verified"))),
         ("device-policy-initramfs", rewritten_policy("ipe-policy.p7b", GOOD + b"op=EXECUTE boot_verified=TRUE action=ALLOW\n")),
         ("private-keys", put_private_key),
     ],
