@@ -11,6 +11,8 @@ from pathlib import Path
 
 from ipe_build.errors import InputError
 
+_COPY = 1 << 20
+
 
 @dataclass(frozen=True, slots=True)
 class Input:
@@ -62,6 +64,21 @@ def _kind(mode: int) -> str:
     """Returns what a file that is not regular is, for a message."""
     tests = ((stat.S_ISDIR, "a folder"), (stat.S_ISBLK, "a block device"), (stat.S_ISCHR, "a character device"), (stat.S_ISFIFO, "a FIFO"))
     return next((name for test, name in tests if test(mode)), "a special file")
+
+
+def copy_file(source: Input, target: Path) -> None:
+    """Writes a new file with the same bytes and permission bits; what is in holes or zeros stays in holes."""
+    descriptor = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        os.fchmod(descriptor, stat.S_IMODE(source.before.st_mode))
+        os.ftruncate(descriptor, source.size)
+        offset = 0
+        while piece := source.read(offset, _COPY):
+            if piece.count(0) != len(piece):
+                os.pwrite(descriptor, piece, offset)
+            offset += len(piece)
+    finally:
+        os.close(descriptor)
 
 
 def is_same_file(one: Path, other: Path) -> bool:

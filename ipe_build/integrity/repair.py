@@ -20,7 +20,7 @@ from ipe_build.errors import InputError, VerificationError
 from ipe_build.integrity import engine
 from ipe_build.integrity.check import check_sizes
 from ipe_build.integrity.fec import Cover, encode
-from ipe_build.integrity.files import Input, is_same_file, open_input
+from ipe_build.integrity.files import Input, copy_file, is_same_file, open_input
 from ipe_build.integrity.geometry import Level
 from ipe_build.integrity.reed_solomon import fill_erasures
 
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from ipe_build.host import Host
     from ipe_build.integrity.verity import VerityTree
 
-_COPY = 1 << 20
 _MOST_GUESSES = 256
 
 
@@ -107,15 +106,10 @@ def _check_fec_size(correction: Input, cover: Cover, offset: int) -> None:
 def _copy(stack: ExitStack, source: Input, target: Path, host: Host, *, force: bool) -> int:
     """Returns a descriptor of a new output with the same bytes; holes stay holes."""
     temporary = stack.enter_context(host.output(target, force=force))
-    descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
-    stack.callback(os.close, descriptor)
-    os.ftruncate(descriptor, source.size)
-    offset = 0
-    while piece := source.read(offset, _COPY):
-        if piece.count(0) != len(piece):
-            os.pwrite(descriptor, piece, offset)
-        offset += len(piece)
+    copy_file(source, temporary)
     source.check_unchanged()
+    descriptor = os.open(temporary, os.O_RDWR | os.O_CLOEXEC)
+    stack.callback(os.close, descriptor)
     return descriptor
 
 
