@@ -47,6 +47,7 @@ VERBS: tuple[Verb, ...] = (
     Verb("modules", "modules", "sign and verify kernel modules"),
     Verb("image", "image", "make the parts of an image: filesystem, initramfs, disk"),
     Verb("audit", "audit", "would this image boot and enforce: nothing is run"),
+    Verb("attest", "attest", "what a build consists of, for somebody who verifies it"),
     Verb("boot", "boot", "boot an image in QEMU and probe what runs and what is denied"),
 )
 

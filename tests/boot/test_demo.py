@@ -91,6 +91,10 @@ def test_the_manifest_binds_every_file(demo_build: Path, tmp_path: Path) -> None
         file.write(b"#\n")
     with pytest.raises(VerificationError, match=r"ipe-policy\.pol"):
         verify_folder(copy)
+    assert ipe_build("attest", "manifest", demo_build).returncode == 0
+    refused = ipe_build("attest", "manifest", copy)
+    assert refused.returncode == 1
+    assert "ipe-policy.pol" in refused.stderr
 
 
 def test_veritysetup_agrees_with_tree_and_root_hash(demo_build: Path, need: Callable[[str], Path]) -> None:
