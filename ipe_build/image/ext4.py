@@ -37,23 +37,21 @@ _TIMES = ("ctime", "atime", "mtime", "crtime")
 def make_ext4(staged: Stage, out: Path, scratch: Path, uuid: UUID, epoch: int, size_bytes: int, host: Host) -> None:
     """Writes a read-only root's ext4 image (no journal) to `out`; `size_bytes` 0 means as small as fits with a little room.
 
-    mke2fs takes the status-change time of the files it copies, which no one can set, so debugfs then writes every inode's times;
-    extended attributes are also written by debugfs, which needs no privilege.
+    mke2fs takes the status-change time of the files it copies, which no one can set, so debugfs then writes every inode's times.
     """
     configuration = scratch / "mke2fs.conf"
     configuration.write_text(_CONFIGURATION)
     inodes = len({entry.inode_path for entry in staged.rootfs.entries}) + _FIRST_INODE + 5
     blocks = -(-size_bytes // BLOCK_BYTES) if size_bytes else _blocks_needed(staged.rootfs, inodes)
     root = staged.rootfs.entries[0]
-    extended = f"hash_seed={uuid},root_owner={root.uid}:{root.gid},lazy_itable_init=0,nodiscard,no_copy_xattrs"
+    extended = f"hash_seed={uuid},root_owner={root.uid}:{root.gid},lazy_itable_init=0,nodiscard"
     options = ("-q", "-t", "ext4", "-b", str(BLOCK_BYTES), "-m", "0", "-N", str(inodes), "-U", str(uuid), "-E", extended)
     host.run(
-        ["fakeroot", "-i", staged.fakeroot_database, "--", host.tool("mke2fs"), *options, "-d", staged.folder, out, str(blocks)],
+        [*staged.prefix, host.tool("mke2fs"), *options, "-d", staged.folder, out, str(blocks)],
         env={"MKE2FS_CONFIG": str(configuration), "E2FSPROGS_FAKE_TIME": str(epoch or 1)},
     )
     script = scratch / "debugfs.script"
-    lines = [*_time_lines(out, epoch), *_xattr_lines(staged.rootfs, scratch)]
-    script.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8", errors="surrogateescape")
+    script.write_text("".join(f"{line}\n" for line in _time_lines(out, epoch)))
     host.run(["debugfs", "-w", "-f", script, out], env={"E2FSPROGS_FAKE_TIME": str(epoch or 1), "DEBUGFS_PAGER": "cat"})
 
 
@@ -71,22 +69,6 @@ def _time_lines(image: Path, epoch: int) -> list[str]:
     used = [2, *range(_FIRST_INODE, total - free + 1)]
     values = [(name, f"@{epoch}") for name in _TIMES] + [(f"{name}_extra", "0") for name in _TIMES]
     return [f"set_inode_field <{number}> {name} {value}" for number in used for name, value in values]
-
-
-def _xattr_lines(rootfs: Rootfs, scratch: Path) -> list[str]:
-    """Returns debugfs commands that set extended attributes; values pass through files, so they may be any bytes."""
-    lines: list[str] = []
-    for entry in rootfs.entries:
-        for name, value in () if entry.hardlink else entry.xattrs:
-            holder = scratch / f"xattr{len(lines)}"
-            holder.write_bytes(value)
-            lines.append(f"ea_set -f {_quoted(str(holder))} {_quoted('/' + entry.path)} {name}")
-    return lines
-
-
-def _quoted(word: str) -> str:
-    """Returns a word as debugfs reads it: in double quotes, those within doubled."""
-    return '"' + word.replace('"', '""') + '"'
 
 
 def _blocks_needed(rootfs: Rootfs, inodes: int) -> int:

@@ -88,7 +88,6 @@ class Maker(NamedTuple):
     magic_offset: int
     magic: bytes
     compressions: tuple[str, ...]
-    stages_xattrs: bool
     make: Callable[[_Job, Host], None]
 
 
@@ -140,9 +139,8 @@ def _make(request: FilesystemRequest, rootfs: Rootfs, out: Path, scratch: Path, 
     rootfs = apply_rules(add(rootfs, request.additions), request.rules)
     if not request.xattrs:
         rootfs = rootfs.without_xattrs()
-    has_xattrs = any(entry.xattrs for entry in rootfs.entries)
     with host.output(out, force=force) as temporary:
-        staged = stage(rootfs, scratch, epoch, xattrs=has_xattrs and row.stages_xattrs)
+        staged = stage(rootfs, scratch, epoch)
         row.make(_Job(request, staged, temporary, scratch, epoch, compression), host)
         size = _pad(temporary)
     return FilesystemImage(out, request.filesystem, size, len(rootfs.entries))
@@ -153,7 +151,7 @@ def _make_erofs(job: _Job, host: Host) -> None:
     compress = () if job.compression == "none" else (f"-z{job.compression}",)
     xattrs = () if any(entry.xattrs for entry in job.staged.rootfs.entries) else ("-x-1",)
     options = ("--quiet", f"-T{job.epoch}", f"-U{job.request.uuid}", *compress, *xattrs)
-    host.run([*_fakeroot(job), host.tool("mkfs.erofs"), *options, job.out, job.staged.folder])
+    host.run([*job.staged.prefix, host.tool("mkfs.erofs"), *options, job.out, job.staged.folder])
 
 
 def _make_squashfs(job: _Job, host: Host) -> None:
@@ -161,7 +159,7 @@ def _make_squashfs(job: _Job, host: Host) -> None:
     xattrs = "-xattrs" if any(entry.xattrs for entry in job.staged.rootfs.entries) else "-no-xattrs"
     options = ("-noappend", "-no-progress", "-quiet", "-reproducible", xattrs, "-comp", job.compression, "-processors", str(host.jobs))
     maker = host.tool("mksquashfs")
-    host.run([*_fakeroot(job), maker, job.staged.folder, job.out, *options], env={"SOURCE_DATE_EPOCH": str(job.epoch)})
+    host.run([*job.staged.prefix, maker, job.staged.folder, job.out, *options], env={"SOURCE_DATE_EPOCH": str(job.epoch)})
 
 
 def _make_ext4(job: _Job, host: Host) -> None:
@@ -170,15 +168,10 @@ def _make_ext4(job: _Job, host: Host) -> None:
 
 
 MAKERS: tuple[Maker, ...] = (
-    Maker(FilesystemType.EROFS, 1024, b"\xe2\xe1\xf5\xe0", ("none", "lz4", "lz4hc"), True, _make_erofs),
-    Maker(FilesystemType.SQUASHFS, 0, b"hsqs", ("gzip", "xz", "zstd", "lz4", "lzo"), True, _make_squashfs),
-    Maker(FilesystemType.EXT4, 1024 + 56, b"\x53\xef", ("none",), False, _make_ext4),
+    Maker(FilesystemType.EROFS, 1024, b"\xe2\xe1\xf5\xe0", ("none", "lz4", "lz4hc"), _make_erofs),
+    Maker(FilesystemType.SQUASHFS, 0, b"hsqs", ("gzip", "xz", "zstd", "lz4", "lzo"), _make_squashfs),
+    Maker(FilesystemType.EXT4, 1024 + 56, b"\x53\xef", ("none",), _make_ext4),
 )
-
-
-def _fakeroot(job: _Job) -> tuple[str | Path, ...]:
-    """Returns the words before a maker's."""
-    return ("fakeroot", "-i", job.staged.fakeroot_database, "--")
 
 
 def _take(request: FilesystemRequest, found: FilesystemType, out: Path, host: Host, *, force: bool) -> FilesystemImage:

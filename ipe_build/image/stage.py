@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import errno
+import json
 import os
 import shutil
 import stat
+import sys
 import tarfile
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -19,19 +20,18 @@ _COPY_BYTES = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """The folder to make a filesystem from, and fakeroot's database (`fakeroot -i`)."""
+    """The folder to make a filesystem from. `prefix` are the words before a maker's absolute path: fakeroot with our database."""
 
     folder: Path
-    fakeroot_database: Path
+    prefix: tuple[str | Path, ...]
     rootfs: Rootfs
 
 
-def stage(rootfs: Rootfs, scratch: Path, epoch: int, *, xattrs: bool) -> Stage:
+def stage(rootfs: Rootfs, scratch: Path, epoch: int) -> Stage:
     """Returns the root filesystem laid out below `scratch`: contents as ordinary files, all times `epoch`.
 
-    Owners, modes and devices go into the database only, so no privilege is needed. Extended attributes are set on the files
-    when `xattrs` (for makers that read them from there). Raises: InputError for content that cannot be read, or an attribute
-    that this user may not set.
+    Owners, modes, devices and extended attributes are told to fakeroot only, so no privilege is needed.
+    Raises: InputError for content that cannot be read.
     """
     folder = scratch / "root"
     folder.mkdir(mode=0o700)
@@ -40,13 +40,25 @@ def stage(rootfs: Rootfs, scratch: Path, epoch: int, *, xattrs: bool) -> Stage:
         for entry in sorted(rootfs.entries, key=lambda entry: bool(entry.hardlink)):
             place = folder / entry.path if entry.path else folder
             _lay(entry, place, folder, archives, stack)
-            if xattrs and not entry.hardlink:
-                _set_xattrs(entry, place)
     for entry in reversed(rootfs.entries):
         os.utime(folder / entry.path, (epoch, epoch), follow_symlinks=False)
     database = scratch / "fakeroot"
     database.write_text("".join(_database_line(entry, (folder / entry.path).lstat()) for entry in rootfs.entries))
-    return Stage(folder, database, rootfs)
+    return Stage(folder, ("fakeroot", "-i", database, "--", *_xattr_setter(rootfs, folder, scratch)), rootfs)
+
+
+def _xattr_setter(rootfs: Rootfs, folder: Path, scratch: Path) -> tuple[str | Path, ...]:
+    """Returns the words that run `set_xattrs` before the maker; none where there is nothing to set."""
+    rows = [
+        (str(folder / entry.path), name, value.hex())
+        for entry in rootfs.entries
+        for name, value in (() if entry.hardlink else entry.xattrs)
+    ]
+    if not rows:
+        return ()
+    table = scratch / "xattrs.json"
+    table.write_text(json.dumps(rows, ensure_ascii=False), encoding="utf-8", errors="surrogateescape")
+    return (sys.executable, "-I", "-S", Path(__file__).with_name("set_xattrs.py"), table)
 
 
 def _lay(entry: Entry, place: Path, folder: Path, archives: dict[Path, tarfile.TarFile], stack: ExitStack) -> None:
@@ -85,21 +97,6 @@ def _write(content: Content, place: Path, archives: dict[Path, tarfile.TarFile],
             raise InputError(f"cannot be read: {error.strerror}", where=str(content)) from error
         with source_file, place.open("wb") as sink:
             shutil.copyfileobj(source_file, sink, _COPY_BYTES)
-
-
-def _set_xattrs(entry: Entry, place: Path) -> None:
-    """Sets the extended attributes that the maker then reads."""
-    for name, value in entry.xattrs:
-        try:
-            os.setxattr(place, name, value, follow_symlinks=False)
-        except OSError as error:
-            if error.errno not in (errno.EPERM, errno.EACCES, errno.EOPNOTSUPP):
-                raise
-            raise InputError(
-                f"the extended attribute {name} cannot be set by this user: {error.strerror}",
-                where=f"root filesystem: /{entry.path}",
-                hint="ext4 takes extended attributes without privileges; or build as root; or leave xattrs out",
-            ) from error
 
 
 def _database_line(entry: Entry, status: os.stat_result) -> str:
