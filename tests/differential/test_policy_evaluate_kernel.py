@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from ipe_build.formats.audit_log import read_log
 from ipe_build.formats.audit_record import Access, find_record
 from ipe_build.integrity.fsverity import FsVerityParameters, measure
 from ipe_build.integrity.table import dm_table
@@ -17,6 +18,7 @@ from ipe_build.kernel.modules import sign_module
 from ipe_build.kernel.trust import KernelTrust
 from ipe_build.policy.evaluate import evaluate
 from ipe_build.policy.facts import NO_FILE, Digest, Facts
+from ipe_build.policy.learn import Knowledge, Place, learn, place_of
 from ipe_build.policy.model import Condition, Default, Policy, PolicyVersion, Rule
 from ipe_build.policy.properties import PROPERTIES, Action, Operation
 from ipe_build.signing.profiles import PROFILES, root_hash_payload, sign_payload
@@ -202,6 +204,20 @@ def test_booted_kernel_decides_operations_as_the_evaluator(setting, host, test_k
     assert len(expected) > 2000
     assert {row.expected[0] for row in expected} == {op.value for op in Operation} - NOT_REACHED
     assert {row.expected[1] for row in expected} == {"ALLOW", "DENY"}
+    learnt(answers.audit)
+
+
+def learnt(audit: tuple[str, ...]) -> None:
+    """The same lines, read as a log: every denial is explained, nothing allows all, and the policies' activations are told."""
+    log = read_log("\n".join(audit).encode())
+    assert not log.skipped
+    lesson = learn(log.records, Knowledge())
+    assert lesson.denials
+    assert all(denial.sentence and denial.fix for denial in lesson.denials)
+    assert {place_of(denial.access) for denial in lesson.denials} == set(Place) - {Place.OTHER}
+    assert lesson.rules
+    assert all(any(condition.value is not False for condition in rule.conditions) for rule in lesson.rules)
+    assert sum("was activated" in event for event in lesson.events) == POLICIES
 
 
 def observed(audit: tuple[str, ...]) -> dict[str, list[Access]]:

@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from ipe_build.kernel.trust import KernelTrust
+from ipe_build.policy.diff import update_answer
 from ipe_build.policy.parser import parse
 from tests.fixtures.policy import BOOT_POLICY, packed, policy_signer, sign_policy
 from tests.fixtures.policy_strategies import mutated, odd_texts, policies
@@ -37,6 +38,22 @@ def fresh_texts() -> tuple[list[bytes], int]:
     return [*dict.fromkeys([*texts, *(mutated(rng.choice(bases), rng) for _ in range(MUTATED))])], seed
 
 
+def versioned(name: str, version: str) -> bytes:
+    return f"policy_name={name} policy_version={version}\nDEFAULT action=ALLOW\n".encode()
+
+
+UPDATES = (
+    ("1.0.0", "u", "1.0.0", None),
+    ("1.0.0", "u", "1.0.0", "ESTALE"),
+    ("1.0.0", "u", "0.65535.65535", "ESTALE"),
+    ("1.0.0", "u", "1.0.1", None),
+    ("1.0.1", "other", "2.0.0", "EINVAL"),
+    ("1.0.1", "u", "1.1.0", None),
+    ("1.1.0", "u", "1.0.65535", "ESTALE"),
+)
+"""In this order: the version in force (of the policy u), the new text's name and version, the kernel's answer to u/update."""
+
+
 @pytest.mark.boot
 @pytest.mark.slow
 def test_booted_kernel_answers_fresh_policies_as_the_parser(host, kernel_factory, test_keys, policy_agent) -> None:
@@ -44,7 +61,21 @@ def test_booted_kernel_answers_fresh_policies_as_the_parser(host, kernel_factory
     signer = policy_signer(test_keys, host)
     kernel = kernel_factory(KernelTrust(BOOT_POLICY, (test_keys.bundle.read_bytes(),)))
     big = b"policy_name=big policy_version=1.0.0\nDEFAULT action=DENY\n" + b"# \n" * 22000
-    answers = policy_agent(kernel.image, [("loads", "/texts")], {"texts": packed([sign_policy(text, signer) for text in [*texts, big]])})
+    files = {"texts": packed([sign_policy(text, signer) for text in [*texts, big]])}
+    files |= {f"u{number}": sign_policy(versioned(name, version), signer) for number, (_old, name, version, _answer) in enumerate(UPDATES)}
+    files["w"] = sign_policy(versioned("w", "1.0.0"), signer)
+    plan = [("loads", "/texts"), *(("activate", f"/u{number}", "u") for number in range(len(UPDATES))), ("activate", "/w", "w")]
+    answers = policy_agent(kernel.image, plan, files)
+    updates = answers.did("activate")
+    for number, (old, name, version, answer) in enumerate(UPDATES):
+        kernel_says = errno.errorcode[updates[f"/u{number}"]] if updates[f"/u{number}"] else None
+        assert kernel_says == answer
+        if number:
+            before, after = parse(versioned("u", old)).policy, parse(versioned(name, version)).policy
+            assert before is not None
+            assert after is not None
+            assert update_answer(before, after)[0] == kernel_says
+    assert updates["/w"] == errno.EINVAL, "another policy with a lower version than the active one cannot be activated"
     loads = [row for row in answers.rows if row[0] == "load"]
     assert len(loads) == len(texts) + 1
     assert int(loads[-1][2]) == errno.EMSGSIZE, "a signed policy of more than 65535 bytes"
