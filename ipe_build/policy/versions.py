@@ -51,10 +51,10 @@ class Change(NamedTuple):
 
 CHANGES: tuple[Change, ...] = (
     Change(FIRST_KERNEL, "IPE is merged: the language, its seven operations and five properties", True),
+    Change(KernelVersion(6, 16), "policy load records carry errno=, and refused loads are recorded too", False),
     Change(
         KernelVersion(6, 19),
-        "EXECUTE also judges a script whose interpreter asks with AT_EXECVE_CHECK (audit hook BPRM_CREDS_FOR_EXEC); "
-        "policy load records carry errno=, refused loads are recorded too",
+        "EXECUTE also judges a script whose interpreter asks with AT_EXECVE_CHECK (audit hook BPRM_CREDS_FOR_EXEC)",
         False,
     ),
 )
