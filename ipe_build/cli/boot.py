@@ -21,6 +21,8 @@ from ipe_build.signing.signer import Signer
 if TYPE_CHECKING:
     from ipe_build.host import Host
 
+_KEY_HELP = f"who signs its policies, one of {', '.join(row.example for row in BACKENDS)}".replace("%", "%%")
+
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments."""
@@ -36,7 +38,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     device.add_argument(
         "--policy", type=Path, metavar="FILE", help="text of the policy in force after boot; its probes need --key and --cert"
     )
-    device.add_argument("--key", metavar="URI", help="who signs its policies, one of " + ", ".join(row.example for row in BACKENDS))
+    device.add_argument("--key", metavar="URI", help=_KEY_HELP)
     device.add_argument("--cert", type=Path, metavar="PEM", help="the key's certificate")
     device.add_argument("--application", default="", metavar="COMMAND", help="a program of the root that must run")
     device.add_argument("--interpreter", default="/bin/sh", metavar="COMMAND", help="a shell of the root (default: /bin/sh; '' for none)")
