@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import argparse
+import importlib
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from ipe_build.cli import VERBS, main
+from ipe_build.cli import VERBS, Verb, main
 
 ROOT = Path(__file__).parents[2]
 
@@ -28,6 +31,22 @@ def test_every_verb_has_help(verb: str) -> None:
     done = run(verb, "--help")
     assert done.returncode == 0
     assert f"ipe-build {verb}" in done.stdout
+
+
+def subparsers(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser]:
+    yield parser
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for child in action.choices.values():
+                yield from subparsers(child)
+
+
+@pytest.mark.parametrize("verb", VERBS, ids=[verb.name for verb in VERBS])
+def test_every_sub_verb_can_print_its_help(verb: Verb) -> None:
+    parser = argparse.ArgumentParser(prog=verb.name)
+    importlib.import_module(f"ipe_build.cli.{verb.module}").configure(parser)
+    for one in subparsers(parser):
+        assert one.format_help()
 
 
 def test_a_usage_error_is_one_line_and_status_2(capsys: pytest.CaptureFixture[str]) -> None:
