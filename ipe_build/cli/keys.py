@@ -11,13 +11,13 @@ from cryptography import x509
 
 from ipe_build.cli import Outcome
 from ipe_build.cli.payloads import TRUSTED_HELP, target_of, target_options
-from ipe_build.errors import ExitStatus, InputError, KeyMismatchError
+from ipe_build.errors import ExitStatus, InputError, KeyMismatchError, UsageError
 from ipe_build.kernel.keyring import read_trusted
 from ipe_build.signing.algorithms import KEY_MAKERS, algorithm_of
 from ipe_build.signing.backends import open_signer
 from ipe_build.signing.backends.file import ENVIRONMENT_NAME
-from ipe_build.signing.certificate_checks import CertificateFinding, Severity, check_certificate
-from ipe_build.signing.certificates import create_keys, fingerprint
+from ipe_build.signing.certificate_checks import KEYRINGS, CertificateFinding, Severity, check_certificate
+from ipe_build.signing.certificates import IMA_ROLE, ROLES, create_keys, fingerprint
 from ipe_build.signing.loading import load_certificate, load_certificates, public_key_of
 from ipe_build.signing.uris import read_secret
 
@@ -33,6 +33,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     create.add_argument("--production", action="store_true", help="subjects do not say TEST; wants a passphrase")
     create.add_argument("--organisation", default="ipe-build", help="goes into every subject (default: %(default)s)")
     create.add_argument("--key-type", default="rsa3072", choices=list(KEY_MAKERS), help="default: %(default)s")
+    create.add_argument("--ima", action="store_true", help="also a key for IMA and EVM; its certificate goes to .ima, not into the bundle")
     create.add_argument("--days", type=int, default=3650, help="lifetime of the certificates (default: %(default)s)")
     create.add_argument("--not-before", metavar="TIME", help="ISO 8601; default: SOURCE_DATE_EPOCH when it is set, else now")
     secret = create.add_mutually_exclusive_group()
@@ -44,6 +45,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     check.add_argument("certificate", type=Path, metavar="CERT", nargs="+", help="PEM (also a bundle) or DER")
     check.add_argument("--key", metavar="URI", help="also check that this key belongs to the certificate")
     check.add_argument("--bundle", type=Path, metavar="FILE", help=f"also check that it is reached from this; {TRUSTED_HELP}")
+    check.add_argument("--keyring", choices=KEYRINGS, help="also check that the kernel lets it into this one (with --bundle)")
     check.add_argument("--profile", choices=("development", "production"), default="development", help="production refuses TEST keys")
     target_options(check)
     check.add_argument("--at", metavar="TIME", help="judge validity by this time (ISO 8601) instead of now")
@@ -75,6 +77,7 @@ def _create(arguments: argparse.Namespace, host: Host) -> Outcome:
         organisation=arguments.organisation,
         test=not arguments.production,
         passphrase=passphrase.encode() if passphrase is not None else None,
+        roles=(*ROLES, IMA_ROLE) if arguments.ima else ROLES,
     )
     rows = [{"role": pair.role, "key": pair.uri, **describe(load_certificate(pair.certificate))} for pair in (keys.root, *keys.pairs)]
     text = "\n".join(f"{row['role']:8} {row['subject']}" for row in rows)
@@ -90,7 +93,9 @@ def _show(arguments: argparse.Namespace, _host: Host) -> Outcome:
 
 def _check(arguments: argparse.Namespace, host: Host) -> Outcome:
     """Checks every certificate in the files."""
-    target = target_of(arguments)
+    target, keyring = target_of(arguments), arguments.keyring or ""
+    if keyring and not arguments.bundle:
+        raise UsageError("wants --bundle: what the kernel has built in", where="--keyring")
     at = _time(arguments.at) if arguments.at else datetime.now(UTC)
     bundle = read_trusted(arguments.bundle).certificates if arguments.bundle else ()
     certificates = [(path, item) for path in arguments.certificate for item in load_certificates(path)]
@@ -98,7 +103,9 @@ def _check(arguments: argparse.Namespace, host: Host) -> Outcome:
         raise InputError(f"--key belongs to one certificate, {len(certificates)} were given", where="keys check")
     findings: list[CertificateFinding] = []
     for _, certificate in certificates:
-        found = check_certificate(certificate, at=at, production=arguments.profile == "production", bundle=bundle, target=target)
+        found = check_certificate(
+            certificate, at=at, production=arguments.profile == "production", bundle=bundle, target=target, keyring=keyring
+        )
         findings.extend(found)
     if arguments.key:
         findings.extend(_mismatch(arguments.key, certificates[0][0], host))

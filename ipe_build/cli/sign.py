@@ -1,4 +1,4 @@
-"""`ipe-build sign policy | root-hash | fsverity | verify | plan | attach`."""
+"""`ipe-build sign policy | root-hash | fsverity | ima | evm | verify | plan | attach`."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 from ipe_build.cli import Outcome, sign_plan
 from ipe_build.cli.payloads import (
     TRUSTED_HELP,
+    evm_attributes,
+    evm_options,
     fsverity_options,
     fsverity_payload,
     policy_payload,
@@ -37,8 +39,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
     fsverity = verbs.add_parser("fsverity", help="sign a file's fs-verity digest (detached; FS_IOC_ENABLE_VERITY)")
     fsverity.add_argument("input", metavar="FILE")
     fsverity_options(fsverity)
-    for verb in (policy, root_hash, fsverity):
-        verb.add_argument("--key", required=True, metavar="URI", help="one of " + ", ".join(row.example for row in BACKENDS))
+    ima = verbs.add_parser("ima", help="sign a file's content (the value of security.ima)")
+    ima.add_argument("input", metavar="FILE")
+    evm = verbs.add_parser("evm", help="sign a file's attributes, owner and mode (portable; the value of security.evm)")
+    evm_options(evm)
+    for verb in (policy, root_hash, fsverity, ima, evm):
+        verb.add_argument(
+            "--key", required=True, metavar="URI", help="one of " + ", ".join(row.example for row in BACKENDS).replace("%", "%%")
+        )
         verb.add_argument("--cert", required=True, type=Path, metavar="PEM", help="the key's certificate")
         verb.add_argument("--digest", choices=list(HASHES), help="default: what suits the key")
         target_options(verb)
@@ -80,6 +88,10 @@ def _payload(arguments: argparse.Namespace, host: Host) -> tuple[Profile, bytes]
         return PROFILES["ipe-policy"], policy_payload(arguments.input)
     if arguments.action == "root-hash":
         return PROFILES["dm-verity-root-hash"], root_hash_text(arguments.input)
+    if arguments.action == "ima":
+        return PROFILES["ima-file"], Path(arguments.input).read_bytes()
+    if arguments.action == "evm":
+        return PROFILES["evm-portable"], evm_attributes(arguments)
     return PROFILES["fs-verity-builtin"], fsverity_payload(arguments, host)
 
 

@@ -28,6 +28,9 @@ from ipe_build.signing.target import ANY_KERNEL, KernelTarget, why_refused
 from ipe_build.signing.verify import issued_by
 
 _TEST_WORD = re.compile(r"\bTEST\b")
+DIGSIG_KEYRINGS = (".ima", ".evm")
+KEYRINGS = (*DIGSIG_KEYRINGS, ".secondary_trusted_keys")
+"""The keyrings that take certificates while the system runs, if a built-in key vouches for them."""
 _SOON = timedelta(days=90)
 _Extension = TypeVar("_Extension", bound=x509.ExtensionType)
 
@@ -61,6 +64,7 @@ class CheckContext:
     key: PublicKeyTypes | None
     bundle: tuple[x509.Certificate, ...]
     target: KernelTarget = ANY_KERNEL
+    keyring: str = ""
 
     @property
     def is_authority(self) -> bool:
@@ -86,13 +90,15 @@ def check_certificate(
     key: PublicKeyTypes | None = None,
     bundle: Sequence[x509.Certificate] = (),
     target: KernelTarget = ANY_KERNEL,
+    keyring: str = "",
 ) -> tuple[CertificateFinding, ...]:
     """Returns what is wrong with a certificate, worst first; empty when nothing is.
 
     With `key`, whether it fits; with `bundle`, whether the kernel that has these certificates would trust this one's signatures;
-    with `target`, whether that kernel can check such a key's signatures at all.
+    with `target`, whether that kernel can check such a key's signatures at all; with `keyring` (`.ima`, `.evm` or
+    `.secondary_trusted_keys`), whether the kernel lets the certificate into it while it runs.
     """
-    context = CheckContext(certificate, at, production, key, tuple(bundle), target)
+    context = CheckContext(certificate, at, production, key, tuple(bundle), target, keyring)
     subject = certificate.subject.rfc4514_string()
     found = []
     for row in CHECKS:
@@ -223,8 +229,25 @@ def _not_trusted(context: CheckContext) -> str | None:
     return f"is not in the bundle of {len(context.bundle)} trusted certificates and not issued by one of them"
 
 
+def _kept_out_of_keyring(context: CheckContext) -> str | None:
+    """Source: security/integrity/digsig.c, crypto/asymmetric_keys/restrict.c (restrict_link_by_digsig, restrict_link_by_signature)."""
+    if not context.keyring:
+        return None
+    usage = _extension(context.certificate, x509.KeyUsage)
+    if context.keyring in DIGSIG_KEYRINGS:
+        if usage is None or not usage.digital_signature:
+            return f"{context.keyring} takes only certificates with key usage digitalSignature"
+        if context.is_authority or usage.key_cert_sign:
+            return f"{context.keyring} takes no CA certificates"
+    if _extension(context.certificate, x509.AuthorityKeyIdentifier) is None:
+        return f"{context.keyring} wants an authority key identifier, by which the kernel finds the issuer"
+    if not any(issued_by(context.certificate, issuer) for issuer in context.bundle):
+        return f"{context.keyring} takes only certificates that a built-in one has issued, and none of the {len(context.bundle)} has"
+    return None
+
+
 def _only_through_issuer(context: CheckContext) -> str | None:
-    if not context.bundle or context.certificate in context.bundle or _not_trusted(context) is not None:
+    if context.keyring or not context.bundle or context.certificate in context.bundle or _not_trusted(context) is not None:
         return None
     return "is not in the bundle itself, only its issuer is: root hash and module signatures carry no certificate and will be refused"
 
@@ -257,6 +280,7 @@ CHECKS: tuple[CheckRow, ...] = (
         "duplicate-key-id", Severity.ERROR, _duplicate_key_ids, "one key, one certificate in a bundle: the kernel takes the first it finds"
     ),
     CheckRow("not-trusted", Severity.ERROR, _not_trusted, "add its root to the kernel's bundle"),
+    CheckRow("kept-out-of-keyring", Severity.ERROR, _kept_out_of_keyring, "issue it with the root that is built into the kernel"),
     CheckRow("no-authority-key-id", Severity.WARNING, _no_authority_key_id, "issue it with authorityKeyIdentifier=keyid"),
     CheckRow("no-code-signing", Severity.WARNING, _no_code_signing, "issue it with extendedKeyUsage=codeSigning"),
     CheckRow(

@@ -42,10 +42,14 @@ TEST_ORGANISATION = "TEST KEYS, NOT FOR PRODUCTION"
 
 @dataclass(frozen=True, slots=True)
 class Role:
-    """A row: what one signing key is for. `name` is its file name's stem."""
+    """A row: what one signing key is for. `name` is its file name's stem.
+
+    `in_bundle`: whether the kernel must have the certificate built in; one for .ima is loaded later and vouched for by the root.
+    """
 
     name: str
     title: str
+    in_bundle: bool = True
 
 
 ROLES: tuple[Role, ...] = (
@@ -53,6 +57,8 @@ ROLES: tuple[Role, ...] = (
     Role("verity", "dm-verity and fs-verity signing"),
     Role("module", "kernel module signing"),
 )
+"""The roles that every device needs."""
+IMA_ROLE = Role("ima", "IMA and EVM signing", in_bundle=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +138,8 @@ def create_keys(
             name = _name(TEST_ORGANISATION if test else organisation, f"{prefix}{organisation} {role.title}")
             certificate = _signing_certificate(key, name, validity, root, root_key)
             _write_pair(temporary, role.name, key, certificate, encryption)
-            bundle.append(certificate)
+            if role.in_bundle:
+                bundle.append(certificate)
         (temporary / BUNDLE_NAME).write_bytes(b"".join(item.public_bytes(Encoding.PEM) for item in bundle))
     return load_keys(folder)
 

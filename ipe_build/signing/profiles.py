@@ -1,7 +1,8 @@
 """THE table of what the device checks: one row a signed thing, with the exact payload and the exact envelope.
 
 Sources: security/ipe/policy.c (ipe_new_policy), drivers/md/dm-verity-verify-sig.c (verity_verify_root_hash),
-fs/verity/signature.c (fsverity_verify_signature), kernel/module/signing.c (mod_verify_sig), scripts/sign-file.c.
+fs/verity/signature.c (fsverity_verify_signature), kernel/module/signing.c (mod_verify_sig), scripts/sign-file.c,
+security/integrity/digsig_asymmetric.c.
 """
 
 from __future__ import annotations
@@ -11,8 +12,10 @@ from dataclasses import dataclass
 
 from ipe_build.errors import InputError
 from ipe_build.formats.cms import Layout
+from ipe_build.formats.ima_signature import XattrType
 from ipe_build.signing.algorithms import algorithm_of
 from ipe_build.signing.envelopes import CmsEnvelope, Envelope
+from ipe_build.signing.ima import ImaEnvelope, check_evm_payload, check_file_content
 from ipe_build.signing.loading import public_key_of
 from ipe_build.signing.signer import Signer
 from ipe_build.signing.target import ANY_KERNEL, KernelTarget, require
@@ -134,6 +137,26 @@ PROFILES: dict[str, Profile] = {
             envelope=CmsEnvelope(Layout.CMS, attached=False, certificates=False, attributes_allowed=False),
             keyrings=_SYSTEM,
             check=_check_module,
+        ),
+        Profile(
+            name="ima-file",
+            what="a file's content for IMA (security.ima)",
+            payload="the file's content",
+            role="ima",
+            suffix=".sig",
+            envelope=ImaEnvelope(XattrType.IMA),
+            keyrings=(".ima",),
+            check=check_file_content,
+        ),
+        Profile(
+            name="evm-portable",
+            what="a file's attributes for EVM (security.evm, portable)",
+            payload="the values of the protected attributes in the kernel's order, then struct h_misc with inode and generation 0",
+            role="ima",
+            suffix=".evm",
+            envelope=ImaEnvelope(XattrType.EVM_PORTABLE),
+            keyrings=(".evm",),
+            check=check_evm_payload,
         ),
     )
 }

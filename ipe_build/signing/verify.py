@@ -20,6 +20,8 @@ from ipe_build.signing.envelopes import Claim
 from ipe_build.signing.loading import parse_certificates, public_bytes, public_key_of
 from ipe_build.signing.profiles import Profile
 
+_IMA_KEY_ID_BYTES = 4
+
 
 class _Known(NamedTuple):
     """A certificate with what a SignerInfo may call it by."""
@@ -79,7 +81,7 @@ def _check_claim(claim: Claim, trusted: list[_Known]) -> x509.Certificate | None
         return None
     key = public_key_of(signer.certificate)
     algorithm = algorithm_of(key)
-    if claim.signature_oid != algorithm.identifier(claim.digest_name).oid:
+    if claim.signature_oid and claim.signature_oid != algorithm.identifier(claim.digest_name).oid:
         message = f"names signature algorithm {claim.signature_oid}, its signer's key is {algorithm.name}"
         raise SignatureError(message, errno="EKEYREJECTED", where="signature")
     if not is_signature(key, claim.signature, claim.message, claim.digest_name):
@@ -129,10 +131,11 @@ def issued_by(certificate: x509.Certificate, issuer: x509.Certificate) -> bool:
 
 
 def _find(identity: SignerIdentity, rows: list[_Known]) -> _Known | None:
-    """Returns the certificate that a SignerInfo names, by issuer and serial number or by subject key id."""
+    """Returns the certificate that a signature names: by issuer and serial number, by subject key id, or (IMA) by its last 4 bytes."""
+    wanted = identity.subject_key_id
     for row in rows:
-        if identity.subject_key_id:
-            if row.subject_key_id == identity.subject_key_id:
+        if wanted:
+            if row.subject_key_id == wanted or (len(wanted) == _IMA_KEY_ID_BYTES and row.subject_key_id.endswith(wanted)):
                 return row
         elif (row.identity.issuer, row.identity.serial) == (identity.issuer, identity.serial):
             return row

@@ -18,6 +18,7 @@ PAYLOADS = {
     "fs-verity-builtin": b"FSVerity\x01\x00\x20\x00" + bytes(range(32)),
     "module": b"\x7fELF" + bytes(range(256)) * 20,
 }
+"""A payload for each profile whose envelope is CMS."""
 _DIGESTS = ("sha256", "sha384", "sha512")
 
 

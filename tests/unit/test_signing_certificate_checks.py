@@ -79,6 +79,7 @@ BAD: dict[str, tuple[Recipe, dict[str, object]]] = {
     "no-subject-key-id": (Recipe(key_id=False), {}),
     "duplicate-key-id": (Recipe(), {"bundle": [_make(Recipe()), _make(Recipe(ends=AT + timedelta(days=2000)))]}),
     "not-trusted": (Recipe(), {"bundle": [_make(Recipe(key=_RSA_2048))]}),
+    "kept-out-of-keyring": (Recipe(), {"keyring": ".ima", "bundle": [_make(Recipe(key=_RSA_2048))]}),
     "no-authority-key-id": (Recipe(issuer_key_id=False), {}),
     "no-code-signing": (Recipe(purposes=()), {}),
     "no-basic-constraints": (Recipe(authority=None), {}),
