@@ -19,7 +19,7 @@ from ipe_build.cli.policy_answers import (
     run_learn,
     run_record,
 )
-from ipe_build.cli.policy_common import config_of, digest_word, fact_options, kernel_of, shown, survey_of, target_options
+from ipe_build.cli.policy_common import config_of, digest_word, fact_options, kernel_of, load_policy, shown, survey_of, target_options
 from ipe_build.errors import ExitStatus, UsageError
 from ipe_build.host import Host
 from ipe_build.policy.files import policy_files, read_policy
@@ -59,6 +59,9 @@ def _configure_check(parser: ArgumentParser) -> None:
     fact_options(parser)
     parser.add_argument("--boot-policy", action="store_true", help="they are compiled into the kernel, not loaded")
     parser.add_argument("--ledger", type=Path, metavar="FILE", help="versions that went out: a policy must have a higher one")
+    parser.add_argument(
+        "--active", type=Path, metavar="FILE", help="the policy in force when they are loaded, for instance the boot policy"
+    )
     parser.add_argument("--strict", action="store_true", help="warnings count as errors for the exit status")
     parser.add_argument("--list", action="store_true", help="print the lint rules and end")
 
@@ -74,13 +77,14 @@ def _run_check(arguments: Namespace, host: Host) -> Outcome:
     role = Role.BOOT if arguments.boot_policy else Role.DEVICE
     ledger = read_ledger(arguments.ledger) if arguments.ledger else None
     survey = survey_of(arguments, host)
+    active = load_policy(arguments.active) if arguments.active else None
     failing = {"error", "warning"} if arguments.strict else {"error"}
     values: list[dict[str, object]] = []
     lines: list[str] = []
     failed = False
     for path in policy_files(arguments.files):
         text = read_policy(path)
-        report = check(text, Target(kernel, role, config, path.stem, _recorded(ledger, text), survey))
+        report = check(text, Target(kernel, role, config, path.stem, _recorded(ledger, text), active, survey))
         failed = failed or any(finding.severity.value in failing for finding in report.findings)
         if arguments.json:
             values.append(_report_value(path, report))

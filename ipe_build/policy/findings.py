@@ -43,7 +43,7 @@ class Target:
     """What is known of where the policy will live; whatever is None is not checked.
 
     `stem` is the policy file's name without its ending; `recorded` maps a policy's name to the last version of the ledger (and the
-    text's SHA-256); `survey` is what was found in the root filesystem.
+    text's SHA-256); `active` is the policy in force when this one is loaded; `survey` is what was found in the root filesystem.
     """
 
     kernel: KernelVersion = DEFAULT_KERNEL
@@ -51,6 +51,7 @@ class Target:
     config: DotConfig | None = None
     stem: str | None = None
     recorded: tuple[PolicyVersion, bytes] | None = None
+    active: Policy | None = None
     survey: Survey | None = None
 
     @property

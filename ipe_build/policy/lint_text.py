@@ -100,6 +100,19 @@ def _version(subject: Subject) -> Iterator[Hit]:
         yield Hit(subject.policy.header_line, why, "policy_version=")
 
 
+def _below_active(subject: Subject) -> Iterator[Hit]:
+    active, policy = subject.target.active, subject.policy
+    if active is None or subject.target.role is Role.BOOT:
+        return
+    same = active.name == policy.name
+    if same and policy.version <= active.version:
+        why = f"version {policy.version} is not higher than {active.version}, which is in force: the update is refused with ESTALE"
+        yield Hit(policy.header_line, why, "policy_version=")
+    if not same and policy.version < active.version:
+        why = f"version {policy.version} is lower than that of {active.display_name} in force, {active.version}: it cannot be activated (EINVAL)"
+        yield Hit(policy.header_line, why, "policy_version=")
+
+
 def _old_kernel(subject: Subject) -> Iterator[Hit]:
     if subject.target.kernel < FIRST_KERNEL:
         yield Hit(0, f"Linux {subject.target.kernel} has no IPE")
@@ -162,6 +175,13 @@ TEXT_RULES: tuple[LintRule, ...] = (
         "The version is not higher than the ledger's.",
         "raise policy_version",
         _version,
+    ),
+    LintRule(
+        "version-below-active",
+        Severity.ERROR,
+        "The version is too low for the policy that is in force.",
+        "raise policy_version: an update must be higher, another policy not lower than the active one",
+        _below_active,
     ),
     LintRule(
         "kernel-without-ipe",

@@ -11,7 +11,7 @@ from ipe_build.policy.facts import Digest, Facts
 from ipe_build.policy.findings import Severity, Target
 from ipe_build.policy.lint import RULES, check
 from ipe_build.policy.model import PolicyVersion
-from ipe_build.policy.parser import Role
+from ipe_build.policy.parser import Role, parse
 from ipe_build.policy.survey import Entry, Kind, Survey, Trait
 from ipe_build.policy.versions import KernelVersion
 
@@ -68,6 +68,14 @@ CASES = (
     Case("name-differs-from-file", GOOD, line=1, bad_target=Target(stem="q"), good_target=Target(stem="p")),
     Case("name-hidden", GOOD.replace(b"=p ", b"=.p "), line=1),
     Case("version-not-higher", GOOD, GOOD.replace(b"1.0.0", b"1.0.1"), 1, Target(recorded=(PolicyVersion(1, 0, 0), b""))),
+    Case("version-below-active", GOOD, GOOD.replace(b"1.0.0", b"1.0.1"), 1, Target(active=parse(GOOD).policy)),
+    Case(
+        "version-below-active",
+        GOOD,
+        GOOD.replace(b"1.0.0", b"2.0.0"),
+        1,
+        Target(active=parse(HEAD.replace(b"=p ", b"=q ").replace(b"1.", b"2.")).policy),
+    ),
     Case("kernel-without-ipe", GOOD, bad_target=Target(kernel=KernelVersion(6, 11)), good_target=Target(kernel=KernelVersion(6, 12))),
     Case(
         "digest-length",
