@@ -45,6 +45,7 @@ VERBS: tuple[Verb, ...] = (
     Verb("policy", "policy", "IPE policies: check, evaluate, render, diff, learn"),
     Verb("kernel", "kernel", "kernel configuration, build and inspection"),
     Verb("modules", "modules", "sign and verify kernel modules"),
+    Verb("root", "root", "make an image a signed verity root: hash tree, root hash, signature, sidecars"),
     Verb("image", "image", "make the parts of an image: filesystem, initramfs, disk"),
     Verb("audit", "audit", "would this image boot and enforce: nothing is run"),
     Verb("attest", "attest", "what a build consists of, for somebody who verifies it"),

@@ -25,7 +25,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     verbs = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
     sign = verbs.add_parser("sign", help="sign modules in place, or into a folder; signing again replaces a signature")
     sign.add_argument("places", type=Path, nargs="+", metavar="DIR|FILE")
-    sign.add_argument("--key", required=True, metavar="URI", help="one of " + ", ".join(row.example for row in BACKENDS))
+    sign.add_argument("--key", required=True, metavar="URI", help="one of " + ", ".join(row.example for row in BACKENDS).replace("%", "%%"))
     sign.add_argument("--cert", required=True, type=Path, metavar="PEM", help="the key's certificate")
     sign.add_argument("--digest", choices=list(HASHES), help="default: what suits the key")
     sign.add_argument("--compression", choices=[row.name for row in COMPRESSIONS], help="default: each as it was")
