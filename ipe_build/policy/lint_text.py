@@ -109,7 +109,7 @@ def _below_active(subject: Subject) -> Iterator[Hit]:
         why = f"version {policy.version} is not higher than {active.version}, which is in force: the update is refused with ESTALE"
         yield Hit(policy.header_line, why, "policy_version=")
     if not same and policy.version < active.version:
-        why = f"version {policy.version} is lower than that of {active.display_name} in force, {active.version}: it cannot be activated (EINVAL)"
+        why = f"version {policy.version} is lower than the active {active.display_name} {active.version}: it cannot be activated (EINVAL)"
         yield Hit(policy.header_line, why, "policy_version=")
 
 
