@@ -73,6 +73,15 @@ CHECKS: tuple[Check, ...] = (
 )
 
 
+def checks_table() -> str:
+    """Returns the table of checks as Markdown, for docs/audit.md: id, severity, what is looked at, what to do."""
+    rows = ["| check | severity | what is looked at | when it fails |", "|---|---|---|---|"]
+    for check in CHECKS:
+        looks = (check.look.__doc__ or "").split("\n")[0].rstrip(".").removeprefix("Looks ")
+        rows.append(f"| `{check.id}` | {check.severity} | {looks} | {check.hint} |")
+    return "\n".join(rows) + "\n"
+
+
 def audit(facts: ImageFacts, host: Host) -> AuditReport:
     """Returns the report: every check of the table on these facts, in the table's order."""
     findings = [

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from ipe_build.audit.checks import CHECKS, audit
+from ipe_build.audit.checks import CHECKS, audit, checks_table
 from ipe_build.audit.facts import ImageFacts
 from ipe_build.audit.findings import AuditReport, Verdict
 from ipe_build.audit.report import render_summary, render_text
@@ -322,3 +322,8 @@ def test_report_as_json_counts_its_findings(image: Path, quiet: Host) -> None:
     findings = value["findings"]
     assert isinstance(findings, list)
     assert value["counts"] == {word: sum(one["verdict"] == word for one in findings) for word in ("pass", "fail", "unknown")}
+
+
+def test_the_documentation_has_the_table_of_checks() -> None:
+    page = (Path(__file__).parents[2] / "docs/audit.md").read_text()
+    assert page.endswith(checks_table())
