@@ -11,6 +11,8 @@ from ipe_build.errors import UsageError
 from ipe_build.integrity.fsverity import FsVerityParameters
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from ipe_build.host import Host
 
 
@@ -33,7 +35,16 @@ def configure(parser: argparse.ArgumentParser) -> None:
     manifest.add_argument("-o", "--output", type=Path, metavar="FILE", help="write the manifest to FILE")
     manifest.add_argument("--rules", action="store_true", help="print IPE rules (fsverity_digest=) instead")
     manifest.add_argument("--force", action="store_true", help="replace FILE when it exists")
-    for sub in (digest, sign, manifest):
+    seal = actions.add_parser(
+        "seal",
+        help="make files of an ext4 image verity files, without mounting it",
+        description="Give files of a finished ext4 image their Merkle tree, descriptor and signature; the image is replaced in one step.",
+    )
+    seal.add_argument("image", type=Path, metavar="IMAGE")
+    seal.add_argument("paths", nargs="*", metavar="PATH", help="absolute in the image (default: all regular files)")
+    seal.add_argument("--key", metavar="URI", help="also sign each file: file:key.pem, pkcs11:… or command:…")
+    seal.add_argument("--cert", type=Path, metavar="PEM", help="the key's certificate")
+    for sub in (digest, sign, manifest, seal):
         sub.add_argument("--hash-alg", "--hash", dest="hash_name", default="sha256", metavar="NAME", help="sha256 (default) or sha512")
         sub.add_argument("--block-size", type=int, default=4096, metavar="BYTES", help="1024 to 65536 (default: 4096)")
         sub.add_argument("--salt", default="", metavar="HEX", help="salt of up to 32 bytes (default: none)")
@@ -41,7 +52,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace, host: Host) -> Outcome:
     """Returns the outcome of the sub-verb."""
-    actions = {"digest": _digest, "sign": _sign, "manifest": _manifest}
+    actions = {"digest": _digest, "sign": _sign, "manifest": _manifest, "seal": _seal}
     return actions[arguments.action](arguments, host)
 
 
@@ -69,26 +80,53 @@ def _digest(arguments: argparse.Namespace, host: Host) -> Outcome:
 def _sign(arguments: argparse.Namespace, host: Host) -> Outcome:
     from ipe_build.formats.fsverity import formatted_digest
     from ipe_build.integrity.fsverity import measure_all
-    from ipe_build.signing.backends import open_signer
-    from ipe_build.signing.profiles import PROFILES, sign_payload
-    from ipe_build.signing.verify import verify_signature
 
     if arguments.output is not None and len(arguments.files) > 1:
         raise UsageError("-o names one output, several files were given", where="-o", hint="leave it out: each gets FILE.fsverity.p7s")
     parameters = _parameters(arguments)
-    profile = PROFILES["fs-verity-builtin"]
-    signer = open_signer(arguments.key, arguments.cert, host)
+    sign = _signer(arguments, host)
     value = []
     for file, one in zip(arguments.files, measure_all(arguments.files, parameters, host), strict=True):
-        payload = formatted_digest(parameters.hash_name, one.digest)
-        signature = sign_payload(profile, payload, signer, None)
-        # Checked before it is kept: a token or a signing server may give back anything.
-        verify_signature(profile, payload, signature, [signer.certificate])
+        signature = sign(formatted_digest(parameters.hash_name, one.digest))
         output = arguments.output if arguments.output is not None else Path(f"{file}.fsverity.p7s")
         with host.output(output, force=arguments.force) as temporary:
             temporary.write_bytes(signature)
         value.append({"file": file, "digest": one.digest.hex(), "signature": str(output)})
     return Outcome(value, "\n".join(f"{one['signature']}: signs {parameters.hash_name}:{one['digest']}" for one in value))
+
+
+def _signer(arguments: argparse.Namespace, host: Host) -> Callable[[bytes], bytes]:
+    """Returns a function that signs formatted digests with the key that the options name. Raises: UsageError, SigningKeyError."""
+    from ipe_build.signing.backends import open_signer
+    from ipe_build.signing.profiles import PROFILES, sign_payload
+    from ipe_build.signing.verify import verify_signature
+
+    if arguments.key is None or arguments.cert is None:
+        raise UsageError("a signature needs --key and --cert", where="--key")
+    profile = PROFILES["fs-verity-builtin"]
+    signer = open_signer(arguments.key, arguments.cert, host)
+
+    def sign(payload: bytes) -> bytes:
+        signature = sign_payload(profile, payload, signer, None)
+        # Checked before it is kept: a token or a signing server may give back anything.
+        verify_signature(profile, payload, signature, [signer.certificate])
+        return signature
+
+    return sign
+
+
+def _seal(arguments: argparse.Namespace, host: Host) -> Outcome:
+    from ipe_build.integrity.fsverity_ext4 import seal_ext4
+
+    sign = _signer(arguments, host) if arguments.key is not None or arguments.cert is not None else None
+    parameters = _parameters(arguments)
+    files = seal_ext4(arguments.image, parameters, host, paths=arguments.paths or None, sign=sign)
+    value = [
+        {"paths": list(file.paths), "hash_name": parameters.hash_name, "digest": file.digest.hex(), "size_bytes": file.size_bytes}
+        for file in files
+    ]
+    signed = ", signed" if sign is not None else ""
+    return Outcome(value, f"{arguments.image}: {len(files)} files are verity files now{signed}")
 
 
 def _manifest(arguments: argparse.Namespace, host: Host) -> Outcome:
