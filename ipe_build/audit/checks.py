@@ -45,6 +45,12 @@ CHECKS: tuple[Check, ...] = (
     Check("initramfs-root-hash", ERROR, "build initramfs and disk from the same root hash", checks_kernel.initramfs_root_hash),
     Check("kernel-ipe", ERROR, "build the kernel with the fragment of ipe-build kernel fragment", checks_kernel.kernel_ipe),
     Check(
+        "module-signatures",
+        WARNING,
+        "set CONFIG_MODULE_SIG_FORCE, or module.sig_enforce=1 on the command line",
+        checks_kernel.kernel_modules,
+    ),
+    Check(
         "kernel-certificates", ERROR, "give the certificates to the kernel build (CONFIG_SYSTEM_TRUSTED_KEYS)", checks_kernel.certificates
     ),
     Check("test-keys", WARNING, "production devices need keys of their own: [keys] in the configuration", checks_kernel.test_keys),

@@ -103,7 +103,7 @@ def _named_root_hash(facts: ImageFacts) -> str | None:
 
 
 def kernel_ipe(facts: ImageFacts, host: Host) -> Iterator[Outcome]:
-    """Looks whether IPE is built in and in the order of security modules (CONFIG_LSM, or lsm= of the command line)."""
+    """Looks whether IPE is built in and in the kernel's order of security modules (CONFIG_LSM)."""
     kernel = facts.kernel
     if kernel is None:
         yield unknown("kernel", "it could not be read")

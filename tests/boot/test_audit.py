@@ -327,3 +327,17 @@ def test_report_as_json_counts_its_findings(image: Path, quiet: Host) -> None:
 def test_the_documentation_has_the_table_of_checks() -> None:
     page = (Path(__file__).parents[2] / "docs/audit.md").read_text()
     assert page.endswith(checks_table())
+
+
+def test_a_kernel_that_does_not_force_module_signatures_is_found(image: Path, quiet: Host) -> None:
+    from dataclasses import replace
+
+    from ipe_build.formats.dotconfig import DotConfig
+
+    def lax(facts: ImageFacts) -> ImageFacts:
+        assert facts.kernel is not None
+        assert facts.kernel.config is not None
+        values = {**facts.kernel.config.values, "MODULE_SIG_FORCE": "n"}
+        return replace(facts, kernel=replace(facts.kernel, config=DotConfig(values)))
+
+    assert "module-signatures" in failed(judged(image, quiet, lax))
