@@ -86,9 +86,9 @@ def _flip(target: Target, offset: int) -> Patch:
     return Patch(offset, bytes([_read(target.disk, offset, 1)[0] ^ 1]))
 
 
-def _flip_file(path: str, spare: str | None = None) -> Callable[[Target, Host], Patch]:
+def _flip_file(path: str) -> Callable[[Target, Host], Patch]:
     def flip(target: Target, host: Host) -> Patch:
-        return _flip(target, target.root.offset_bytes + stored_at(target.filesystem, path, host, spare=spare) + _FLIP_AT)
+        return _flip(target, target.root.offset_bytes + stored_at(target.filesystem, path, host) + _FLIP_AT)
 
     return flip
 
@@ -156,7 +156,7 @@ DAMAGES: tuple[Damage, ...] = (
         "one bit of an application",
         "its exec fails with EIO, others run",
         "dm-verity refuses the block, so the program cannot be read",
-        _flip_file(layout.APPLICATION, spare=layout.PROBE),
+        _flip_file(layout.APPLICATION),
         _CORRUPTED.format("data"),
         runs_application=True,
     ),

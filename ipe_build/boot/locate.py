@@ -14,10 +14,12 @@ if TYPE_CHECKING:
 
 BLOCK_BYTES = 4096
 _SQUASHFS_HEAD = 96
-_STORED_BLOCKS = (1 << 20) // BLOCK_BYTES + 1
-"""A stored block of SquashFS is at most 1 MiB."""
 _INVERSE = bytes(range(255, -1, -1))
 _EXTENT = re.compile(r"^\s*0:\s+0\.\.\s*\d+ \|\s*\d+ :\s*(\d+)\.\.", re.MULTILINE)
+
+
+class SharedBlockError(InputError):
+    """The file has no block that is its own: a flipped bit there would hurt other files too (SquashFS packs small files together)."""
 
 
 class _Filesystem(NamedTuple):
@@ -26,33 +28,34 @@ class _Filesystem(NamedTuple):
     name: str
     offset: int
     magic: bytes
-    find: Callable[[Path, str, str | None, Host], int | None]
+    find: Callable[[Path, str, Host], int | None]
 
 
-def stored_at(image: Path, path: str, host: Host, *, spare: str | None = None) -> int:
+def stored_at(image: Path, path: str, host: Host) -> int:
     """Returns an offset in the filesystem image whose block of 4096 bytes is needed to read the beginning of file `path`.
 
-    The file `spare` does not need that block: several files may share one where a filesystem packs them.
-    Raises: InputError for an unknown filesystem or a file that is not there, ToolMissingError, ToolFailedError.
+    Where a filesystem stores files in pieces that do not end with a block, it is a block that no other piece reaches into.
+    Raises: InputError for an unknown filesystem, SharedBlockError for a file that is not there or has no such block, ToolMissingError,
+    ToolFailedError.
     """
     with image.open("rb") as handle:
         head = handle.read(2048)
     for row in FILESYSTEMS:
         if head[row.offset : row.offset + len(row.magic)] == row.magic:
-            place = row.find(image, path, spare, host)
+            place = row.find(image, path, host)
             if place is None:
-                raise InputError(f"its {row.name} filesystem has no file {path} with blocks of its own", where=str(image))
+                raise SharedBlockError(f"its {row.name} filesystem has no file {path} with blocks of its own", where=str(image))
             return place
     raise InputError("no filesystem is recognised", where=str(image), hint=f"known are {', '.join(row.name for row in FILESYSTEMS)}")
 
 
-def _find_erofs(image: Path, path: str, _spare: str | None, host: Host) -> int | None:
+def _find_erofs(image: Path, path: str, host: Host) -> int | None:
     """The tool dump.erofs lists extents: logical range, length, physical range."""
     match = _EXTENT.search(host.run(["dump.erofs", f"--path={path}", "-e", image]).text)
     return int(match[1]) if match else None
 
 
-def _find_ext4(image: Path, path: str, _spare: str | None, host: Host) -> int | None:
+def _find_ext4(image: Path, path: str, host: Host) -> int | None:
     """The tool debugfs says the physical block of logical block 0 (0 for a hole); the block size is in the superblock."""
     text = host.run(["debugfs", "-R", f'bmap "{path}" 0', image]).text.strip()
     with image.open("rb") as handle:
@@ -61,12 +64,12 @@ def _find_ext4(image: Path, path: str, _spare: str | None, host: Host) -> int | 
     return int(text) * block_bytes if text.isdigit() and int(text) else None
 
 
-def _find_squashfs(image: Path, path: str, spare: str | None, host: Host) -> int | None:
+def _find_squashfs(image: Path, path: str, host: Host) -> int | None:
     """Finds a block that the file needs by trying, with no knowledge of the compressor.
 
     A copy is inverted from the start of the data up to a point; the file's first 4096 bytes read as before exactly while that point is at
-    or before the stored block that holds them, so halving finds where it begins. From there on single blocks of 4096 bytes are inverted
-    until one is needed by `path` and not by `spare`. Data end where the inode table begins (superblock, u64 at 64).
+    or before the stored block that holds them, so halving finds where it begins. That is in the middle of 4096 bytes; where the stored
+    block reaches into the two blocks after these, the one in between is all its own. Data end where the inode table begins (u64 at 64).
     """
     whole = image.read_bytes()
     end = int.from_bytes(whole[64:72], "little")
@@ -74,18 +77,15 @@ def _find_squashfs(image: Path, path: str, spare: str | None, host: Host) -> int
         raise FormatError(f"the inode table at {end:#x} lies outside the image", where=f"{image}: offset 0x40")
     with host.scratch("ipe-build-squashfs-") as folder:
         trial = _Trial(whole, end, folder, host)
-        wanted, kept = trial.read(path, (0, 0)), trial.read(spare, (0, 0), whole=True) if spare else None
+        wanted = trial.read(path, 0, 0)
         if not wanted:
             return None
         low, high = 0, -(-end // BLOCK_BYTES)
         while high - low > 1:
             middle = (low + high) // 2
-            low, high = (middle, high) if trial.read(path, (0, middle)) == wanted else (low, middle)
-        for block in range(low, min(low + _STORED_BLOCKS, -(-end // BLOCK_BYTES))):
-            hurts = trial.read(path, (block, block + 1)) != wanted
-            if hurts and (spare is None or trial.read(spare, (block, block + 1), whole=True) == kept):
-                return max(block * BLOCK_BYTES, _SQUASHFS_HEAD)
-    return None
+            low, high = (middle, high) if trial.read(path, 0, middle) == wanted else (low, middle)
+        inside = trial.read(path, low + 1, low + 2) != wanted and trial.read(path, low + 2, low + 3, 3) != trial.read(path, 0, 0, 3)
+    return (low + 1) * BLOCK_BYTES if inside else None
 
 
 class _Trial:
@@ -94,14 +94,14 @@ class _Trial:
     def __init__(self, image: bytes, end: int, folder: Path, host: Host) -> None:
         self._image, self._end, self._folder, self._host = image, end, folder, host
 
-    def read(self, path: str, inverted: tuple[int, int], *, whole: bool = False) -> bytes:
-        """Returns what unsquashfs reads of the file (its first 4096 bytes unless `whole`) with these blocks inverted."""
-        start = max(inverted[0] * BLOCK_BYTES, _SQUASHFS_HEAD)
-        stop = max(min(inverted[1] * BLOCK_BYTES, self._end), start)
+    def read(self, path: str, first: int, last: int, blocks: int = 1) -> bytes:
+        """Returns the first `blocks` times 4096 bytes that unsquashfs reads of the file, data from block `first` up to `last` inverted."""
+        start = max(first * BLOCK_BYTES, _SQUASHFS_HEAD)
+        stop = max(min(last * BLOCK_BYTES, self._end), start)
         damaged = self._image[:start] + self._image[start:stop].translate(_INVERSE) + self._image[stop:]
         (self._folder / "trial.img").write_bytes(damaged)
-        got = self._host.run(["unsquashfs", "-cat", "trial.img", path.lstrip("/")], cwd=self._folder, ok=(0, 1, 2)).stdout
-        return got if whole else got[:BLOCK_BYTES]
+        got = self._host.run(["unsquashfs", "-cat", "trial.img", path.lstrip("/")], cwd=self._folder, ok=(0, 1, 2))
+        return got.stdout[: blocks * BLOCK_BYTES]
 
 
 FILESYSTEMS: tuple[_Filesystem, ...] = (

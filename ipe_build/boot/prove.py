@@ -18,6 +18,7 @@ from ipe_build.boot.entry import BootEntry, read_entry, with_options
 from ipe_build.boot.evidence import BootResult, Evidence, Subject
 from ipe_build.boot.expectation import Facts, Need, Probe, resolve
 from ipe_build.boot.judge import APPLICATION_PROBE, judge_damage, judge_probe, skipped_damage, skipped_probe
+from ipe_build.boot.locate import SharedBlockError
 from ipe_build.boot.probe_disk import PolicyMaterial, build_disk, policy_facts, policy_files, script_files
 from ipe_build.boot.probes import PROBES
 from ipe_build.boot.qemu import Boot, DirectKernel, Ended, Machine, Patch, boot, qemu_version
@@ -153,7 +154,10 @@ def _jobs(request: BootRequest, tried: Sequence[Probe], folder: Path, host: Host
         if damage.needs_foreign and request.foreign is None:
             left_out.append((damage, "no foreign key was given"))
         elif damage.patch is not None:
-            jobs.append(_Job(damage, (damage.patch(target, host),), control))
+            try:
+                jobs.append(_Job(damage, (damage.patch(target, host),), control))
+            except SharedBlockError as error:
+                left_out.append((damage, error.message))
     return jobs, left_out
 
 
@@ -161,7 +165,7 @@ def _boot_all(request: BootRequest, kernel: DirectKernel, jobs: Sequence[_Job], 
     """Returns the boots in the order of the jobs; as many at once as there are processors. An interrupt stops all of them."""
     stop = threading.Event()
 
-    def once(job: _Job) -> Boot:
+    def work(job: _Job) -> Boot:
         firmware = job.damage is not None and job.damage.firmware
         return boot(
             request.disk,
@@ -173,11 +177,6 @@ def _boot_all(request: BootRequest, kernel: DirectKernel, jobs: Sequence[_Job], 
             stop_at=job.damage.proof if firmware and job.damage else END,
             cancelled=stop.is_set,
         )
-
-    def work(job: _Job) -> Boot:
-        booted = once(job)
-        silent = booted.ended is Ended.TIMEOUT and not any(line.strip() for line in booted.console)
-        return once(job) if silent and not stop.is_set() else booted  # an emulator that said nothing showed nothing: once more
 
     with ThreadPoolExecutor(max_workers=host.jobs) as pool:
         futures = {pool.submit(work, job): job for job in jobs}

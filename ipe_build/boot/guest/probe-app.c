@@ -5,8 +5,14 @@
 
 const char *ipe_probe_library(void);
 
-/* Makes the file larger than a block of SquashFS (128 KiB), which packs smaller files together: a damaged one must not hurt others. */
-__attribute__((used)) static const unsigned char filler[160 * 1024] = {1};
+/* 160 KiB that do not compress: SquashFS packs files below 128 KiB together, and damage to this one must not hurt others. */
+__asm__(".section .rodata.filler, \"a\", @progbits\n"
+        ".set filler, 1\n"
+        ".rept 20480\n"
+        ".quad filler\n"
+        ".set filler, filler * 6364136223846793005 + 1442695040888963407\n"
+        ".endr\n"
+        ".previous\n");
 
 int main(int argc, char **argv)
 {
