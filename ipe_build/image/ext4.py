@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 BLOCK_BYTES = 4096
 INODE_BYTES = 256
 _BLOCKS_PER_GROUP = 8 * BLOCK_BYTES
+_ROOT_INODE = 2
 _FIRST_INODE = 11
 _FEATURES = "ext_attr,dir_index,filetype,extent,64bit,flex_bg,sparse_super,large_file,huge_file,dir_nlink,extra_isize,metadata_csum"
 _CONFIGURATION = f"""[defaults]
@@ -37,7 +38,8 @@ _TIMES = ("ctime", "atime", "mtime", "crtime")
 def make_ext4(staged: Stage, out: Path, scratch: Path, uuid: UUID, epoch: int, size_bytes: int, host: Host) -> None:
     """Writes a read-only root's ext4 image (no journal) to `out`; `size_bytes` 0 means as small as fits with a little room.
 
-    mke2fs takes the status-change time of the files it copies, which no one can set, so debugfs then writes every inode's times.
+    mke2fs takes the status-change time of the files it copies, which no one can set, and not the mode of the root folder: debugfs
+    then writes every inode's times and that mode.
     """
     configuration = scratch / "mke2fs.conf"
     configuration.write_text(_CONFIGURATION)
@@ -51,7 +53,8 @@ def make_ext4(staged: Stage, out: Path, scratch: Path, uuid: UUID, epoch: int, s
         env={"MKE2FS_CONFIG": str(configuration), "E2FSPROGS_FAKE_TIME": str(epoch or 1)},
     )
     script = scratch / "debugfs.script"
-    script.write_text("".join(f"{line}\n" for line in _time_lines(out, epoch)))
+    lines = [*_time_lines(out, epoch), f"set_inode_field <{_ROOT_INODE}> mode 0{root.mode:o}"]
+    script.write_text("".join(f"{line}\n" for line in lines))
     host.run(["debugfs", "-w", "-f", script, out], env={"E2FSPROGS_FAKE_TIME": str(epoch or 1), "DEBUGFS_PAGER": "cat"})
 
 
@@ -66,7 +69,7 @@ def _time_lines(image: Path, epoch: int) -> list[str]:
         superblock = handle.read(1024)
     (total,) = struct.unpack_from("<I", superblock, 0)
     (free,) = struct.unpack_from("<I", superblock, 16)
-    used = [2, *range(_FIRST_INODE, total - free + 1)]
+    used = [_ROOT_INODE, *range(_FIRST_INODE, total - free + 1)]
     values = [(name, f"@{epoch}") for name in _TIMES] + [(f"{name}_extra", "0") for name in _TIMES]
     return [f"set_inode_field <{number}> {name} {value}" for number in used for name, value in values]
 

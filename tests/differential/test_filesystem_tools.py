@@ -36,10 +36,16 @@ ADDITIONS = (
     Entry("dev/disk", stat.S_IFBLK | 0o660, rdev=(259, 300)),
     Entry("run/fifo", stat.S_IFIFO | 0o600),
 )
-RULES = (PathRule("/bin/tool", 70000, 80000, 0o6755), PathRule("/home/*", 1000, 1000), PathRule("/tmp", mode=0o1777))
+RULES = (
+    PathRule("/bin/tool", 70000, 80000, 0o6755),
+    PathRule("/home/*", 1000, 1000),
+    PathRule("/tmp", mode=0o1777),
+    PathRule("/", 3, 4, 0o711),
+)
 XATTRS = {"security.ima": bytes(range(60)), "security.capability": bytes.fromhex("0100000200200000000000000000000000000000")}
 CAPABLE = Entry("bin/ping", stat.S_IFREG | 0o755, b"x", xattrs=tuple(sorted(XATTRS.items())))
 WANTED = {
+    "/": (0o040711, 3, 4),
     "/bin/tool": (0o106755, 70000, 80000),
     "/bin/same": (0o106755, 70000, 80000),
     "/home/user": (0o040755, 1000, 1000),
@@ -107,7 +113,7 @@ def seen_by(image: Path, filesystem: FilesystemType, path: str, host: Host) -> t
         kinds = {"f": 0o100000, "d": 0o040000, "c": 0o020000, "b": 0o060000, "p": 0o010000, "l": 0o120000}
         for line in listing.read_text().splitlines():
             mode, uid, gid, kind, name = line.split(" ", 4)
-            if name == f".{path}":
+            if name == f".{path.rstrip('/')}":
                 return kinds[kind] | int(mode, 8), int(uid), int(gid)
         raise AssertionError(f"{path} is not in the image")
     if filesystem is FilesystemType.EXT4:
@@ -267,7 +273,7 @@ def test_tar_and_folder_give_the_same_image(
             info = tar.gettarinfo(place, arcname=f"./{place.relative_to(root)}")
             info.uid = info.gid = 0
             if place == root:
-                info.mode = 0o755
+                info.mode = 0o755  # a folder's own mode does not count
             with place.open("rb") if info.isreg() else open(os.devnull, "rb") as handle:
                 tar.addfile(info, handle if info.isreg() else None)
     packed = tmp_path / f"root.tar{suffix}"

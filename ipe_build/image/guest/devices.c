@@ -59,12 +59,24 @@ static long long read_number(const char *name, const char *attribute)
 	return strtoll(text, NULL, 10);
 }
 
-/* Opens /dev/NAME if it is a block device of `size` bytes. */
+/* The device node of a name in sysfs, where "!" stands for the "/" of a name in a folder. */
+static bool node_of(const char *name, char *node, size_t size)
+{
+	if (snprintf(node, size, "/dev/%s", name) >= (int)size)
+		return false;
+	for (; *node; node++) {
+		if (*node == '!')
+			*node = '/';
+	}
+	return true;
+}
+
+/* Fills in /dev/NAME if it is a block device. */
 static bool fill_partition(const char *name, uint64_t size, struct partition *found)
 {
 	struct stat status;
 
-	if (snprintf(found->device, sizeof(found->device), "/dev/%s", name) >= (int)sizeof(found->device))
+	if (!node_of(name, found->device, sizeof(found->device)))
 		return false;
 	if (stat(found->device, &status) < 0 || !S_ISBLK(status.st_mode))
 		return false;
@@ -106,8 +118,7 @@ static unsigned int search_disk(const char *disk, wanted is_wanted, const void *
 	unsigned int hits = 0;
 	int sector = 0, fd;
 
-	snprintf(path, sizeof(path), "/dev/%s", disk);
-	fd = open(path, O_RDONLY | O_CLOEXEC);
+	fd = node_of(disk, path, sizeof(path)) ? open(path, O_RDONLY | O_CLOEXEC) : -1;
 	if (fd < 0)
 		return 0;
 	if (ioctl(fd, BLKSSZGET, &sector) < 0 || sector < 512 || sector > (int)sizeof(raw))

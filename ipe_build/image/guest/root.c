@@ -7,6 +7,7 @@
 #include <fcntl.h>
 #include <linux/capability.h>
 #include <linux/magic.h>
+#include <linux/module.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/mount.h>
@@ -52,7 +53,7 @@ void load_modules(const struct config *config)
 		const char *path = config->modules.items[i];
 		int fd = open(path, O_RDONLY | O_CLOEXEC);
 
-		if (fd < 0 || syscall(SYS_finit_module, fd, "", 0) < 0)
+		if (fd < 0 || syscall(SYS_finit_module, fd, "", strstr(path, ".ko.") ? MODULE_INIT_COMPRESSED_FILE : 0) < 0)
 			fatal("module", "%s: %s", path, strerror(errno));
 		close(fd);
 		say("module %s", path);
@@ -120,6 +121,8 @@ void drop_capabilities(const struct config *config)
 	struct __user_cap_header_struct head = { _LINUX_CAPABILITY_VERSION_3, 0 };
 	struct __user_cap_data_struct sets[2];
 	uint64_t dropped = capabilities_to_drop(config);
+	char names[880] = "";
+	size_t used = 0;
 
 	if (!dropped)
 		return;
@@ -140,8 +143,10 @@ void drop_capabilities(const struct config *config)
 	}
 	if (syscall(SYS_capset, &head, sets) < 0)
 		fatal("capabilities", "capset: %s", strerror(errno));
-	for (size_t i = 0; i < config->drop_capabilities.count; i++)
-		say("dropped %s", config->drop_capabilities.items[i]);
+	/* One line: the kernel limits how many there may be at once. */
+	for (size_t i = 0; i < config->drop_capabilities.count && used < sizeof(names); i++)
+		used += (size_t)snprintf(names + used, sizeof(names) - used, " %s", config->drop_capabilities.items[i]);
+	say("dropped%s", names);
 }
 
 /* ---- switching root ---- */
