@@ -19,7 +19,18 @@ from ipe_build.cli.policy_answers import (
     run_learn,
     run_record,
 )
-from ipe_build.cli.policy_common import config_of, digest_word, fact_options, kernel_of, load_policy, shown, survey_of, target_options
+from ipe_build.cli.policy_common import (
+    config_of,
+    digest_word,
+    encodable,
+    fact_options,
+    kernel_of,
+    load_policy,
+    printable,
+    shown,
+    survey_of,
+    target_options,
+)
 from ipe_build.errors import ExitStatus, UsageError
 from ipe_build.host import Host
 from ipe_build.policy.files import policy_files, read_policy
@@ -50,7 +61,8 @@ def configure(parser: ArgumentParser) -> None:
 
 def run(arguments: Namespace, host: Host) -> Outcome:
     """Returns the outcome of the sub-verb that was asked for."""
-    return next(row for row in _SUBVERBS if row.name == arguments.subverb).run(arguments, host)
+    outcome = next(row for row in _SUBVERBS if row.name == arguments.subverb).run(arguments, host)
+    return Outcome(encodable(outcome.value), printable(outcome.text), outcome.status)
 
 
 def _configure_check(parser: ArgumentParser) -> None:

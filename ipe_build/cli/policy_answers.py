@@ -208,17 +208,15 @@ def _lesson_value(lesson: Lesson, logs: list[tuple[Path, Log]]) -> dict[str, obj
 
 def _denial_value(denial: Denial) -> dict[str, object]:
     access = denial.access
-    path = None if access.path is None else access.path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-    comm = access.comm.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
     return {
         "op": access.op,
         "hook": access.hook,
-        "path": path,
+        "path": access.path,
         "dev": access.dev,
-        "comm": comm,
+        "comm": access.comm,
         "count": denial.count,
         "enforcing": access.enforcing,
-        "rule": access.rule.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace"),
+        "rule": access.rule,
         "sentence": denial.sentence,
         "fix": denial.fix,
         "proposals": [{"rule": str(row.rule), "trust": row.trust.name.lower()} for row in denial.proposals],

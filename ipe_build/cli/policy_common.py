@@ -131,3 +131,22 @@ def load_policy(path: Path, kernel: KernelVersion = DEFAULT_KERNEL) -> Policy:
 def shown(path: Path) -> str:
     """Returns a path that can be printed."""
     return os.fsencode(path).decode("utf-8", "backslashreplace")
+
+
+def printable(text: str) -> str:
+    """Returns text for a terminal: bytes that are no text, and control characters other than line ends, are escaped."""
+    clean = _without_surrogates(text)
+    return "".join(c if c == "\n" or c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in clean)
+
+
+def encodable(value: object) -> object:
+    """Returns a JSON value whose texts can be written as UTF-8."""
+    if isinstance(value, str):
+        return _without_surrogates(value)
+    if isinstance(value, dict):
+        return {encodable(key): encodable(item) for key, item in value.items()}
+    return [encodable(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def _without_surrogates(text: str) -> str:
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")

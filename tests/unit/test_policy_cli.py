@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import errno
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -198,3 +199,29 @@ def test_lists_are_printed(capsys, subverb: str) -> None:
     status, value = run(capsys, subverb, "--list")
     assert status == 0
     assert value
+
+
+def test_bytes_that_are_no_text_are_escaped_on_the_terminal_and_in_json(capsys, tmp_path: Path) -> None:
+    path = tmp_path / os.fsdecode(b"p\xff.pol")
+    path.write_bytes(GOOD + b"op=EXECUTE dmverity_roothash=\x1b[2J\xff:00 action=ALLOW\n")
+    log = tmp_path / "log"
+    rule = b'rule="DEFAULT action=DENY"'
+    log.write_bytes(b"type=1420 audit(1.0:1): ".replace(b"1.0", b"1.000") + b"ipe_op=EXECUTE ipe_hook=MMAP enforcing=1 pid=7 comm=1B5B324A "
+                    b"path=2FFF1B dev=FF ino=9 " + rule)  # fmt: skip
+    for words in (("check", path), ("evaluate", path, "--op", "EXECUTE"), ("diff", path, path), ("learn", log)):
+        assert main(["policy", *map(str, words), "--quiet"]) in (0, 1)
+        out = capsys.readouterr().out
+        assert out
+        assert "\x1b" not in out
+        out.encode()
+        _status, value = run(capsys, *words)
+        json.dumps(value, ensure_ascii=False).encode()
+    assert run(capsys, "learn", log)[1]["records"] == 1
+
+
+@pytest.mark.parametrize("subverb", ["", "check", "evaluate", "render", "diff", "record", "learn"])
+def test_help_is_printed(capsys, subverb: str) -> None:
+    with pytest.raises(SystemExit) as end:
+        main(["policy", *([subverb] if subverb else []), "--help"])
+    assert end.value.code == 0
+    assert "usage:" in capsys.readouterr().out
