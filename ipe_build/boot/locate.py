@@ -68,8 +68,9 @@ def _find_squashfs(image: Path, path: str, host: Host) -> int | None:
     """Finds a block that the file needs by trying, with no knowledge of the compressor.
 
     A copy is inverted from the start of the data up to a point; the file's first 4096 bytes read as before exactly while that point is at
-    or before the stored block that holds them, so halving finds where it begins. That is in the middle of 4096 bytes; where the stored
-    block reaches into the two blocks after these, the one in between is all its own. Data end where the inode table begins (u64 at 64).
+    or before the stored block that holds them, so halving finds where it begins. That is in the middle of 4096 bytes; where the same
+    stored block (the file's first `block_size` bytes: superblock, u32 at 12) reaches into the two blocks after these, the one in between
+    is all its own. Data end where the inode table begins (u64 at 64).
     """
     whole = image.read_bytes()
     end = int.from_bytes(whole[64:72], "little")
@@ -84,7 +85,9 @@ def _find_squashfs(image: Path, path: str, host: Host) -> int | None:
         while high - low > 1:
             middle = (low + high) // 2
             low, high = (middle, high) if trial.read(path, 0, middle) == wanted else (low, middle)
-        inside = trial.read(path, low + 1, low + 2) != wanted and trial.read(path, low + 2, low + 3, 3) != trial.read(path, 0, 0, 3)
+        size = int.from_bytes(whole[12:16], "little")
+        undamaged = trial.read(path, 0, 0, size)
+        inside = all(trial.read(path, block, block + 1, size) != undamaged for block in (low + 1, low + 2))
     return (low + 1) * BLOCK_BYTES if inside else None
 
 
@@ -94,14 +97,14 @@ class _Trial:
     def __init__(self, image: bytes, end: int, folder: Path, host: Host) -> None:
         self._image, self._end, self._folder, self._host = image, end, folder, host
 
-    def read(self, path: str, first: int, last: int, blocks: int = 1) -> bytes:
-        """Returns the first `blocks` times 4096 bytes that unsquashfs reads of the file, data from block `first` up to `last` inverted."""
+    def read(self, path: str, first: int, last: int, size: int = BLOCK_BYTES) -> bytes:
+        """Returns the first `size` bytes that unsquashfs reads of the file with the data from block `first` up to `last` inverted."""
         start = max(first * BLOCK_BYTES, _SQUASHFS_HEAD)
         stop = max(min(last * BLOCK_BYTES, self._end), start)
         damaged = self._image[:start] + self._image[start:stop].translate(_INVERSE) + self._image[stop:]
         (self._folder / "trial.img").write_bytes(damaged)
         got = self._host.run(["unsquashfs", "-cat", "trial.img", path.lstrip("/")], cwd=self._folder, ok=(0, 1, 2))
-        return got.stdout[: blocks * BLOCK_BYTES]
+        return got.stdout[:size]
 
 
 FILESYSTEMS: tuple[_Filesystem, ...] = (

@@ -48,6 +48,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     machine = parser.add_argument_group("the machine")
     machine.add_argument("--no-destructive", action="store_true", help="do not boot damaged copies")
     machine.add_argument("--architecture", choices=sorted(ARCHITECTURES), default="x86-64")
+    machine.add_argument("--kvm", action="store_true", help="let the processor run the guest instead of emulating it")
     machine.add_argument("--memory", type=int, default=512, metavar="MIB", help="memory (default: 512)")
     machine.add_argument("--timeout", type=float, default=120, metavar="S", help="seconds after which a boot counts as hung (default: 120)")
 
@@ -86,7 +87,13 @@ def _request(arguments: argparse.Namespace, foreign: Signer, host: Host) -> Boot
             raise InputError("wanted a file, there is none", where=str(path))
     return BootRequest(
         disk=arguments.image,
-        machine=Machine(arguments.architecture, arguments.memory, timeout_s=arguments.timeout, time=host.source_date_epoch),
+        machine=Machine(
+            arguments.architecture,
+            arguments.memory,
+            timeout_s=arguments.timeout,
+            time=host.source_date_epoch,
+            accelerator="kvm" if arguments.kvm else "tcg",
+        ),
         kernel=arguments.kernel,
         initrd=arguments.initrd,
         command_line=arguments.command_line,
