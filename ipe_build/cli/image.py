@@ -10,6 +10,7 @@ from uuid import NAMESPACE_URL, UUID, uuid5
 
 from ipe_build.cli import Outcome
 from ipe_build.errors import InputError, UsageError
+from ipe_build.formats.cpio import CpioEntry, regular_file
 from ipe_build.image.disk import Disk, DiskRequest, make_disk
 from ipe_build.image.esp import BootEntry
 from ipe_build.image.filesystem import MAKERS, FilesystemRequest, FilesystemType, make_filesystem
@@ -70,6 +71,7 @@ def _configure_initramfs(parser: argparse.ArgumentParser) -> None:
         "--policy", action="append", default=[], metavar="PATH", help="signed policy on the verity root; its stem is its name"
     )
     parser.add_argument("--delete-policy", action="append", default=[], metavar="NAME", help="policy to delete when the others are active")
+    parser.add_argument("--carry", action="append", default=[], metavar="PATH=FILE", help="put FILE into the initramfs (a --policy, say)")
     parser.add_argument("--verity-option", action="append", default=[], choices=sorted(VERITY_OPTIONS), help="passed on to dm-verity")
     parser.add_argument(
         "--drop-capability", action="append", default=[], choices=CAPABILITIES, metavar="CAP_NAME", help="taken from everyone"
@@ -139,12 +141,21 @@ def _initramfs(arguments: argparse.Namespace, host: Host) -> Outcome:
         on_failure=OnFailure(arguments.on_failure),
         recovery=arguments.recovery,
         modules=tuple(arguments.module),
+        extra=tuple(_carried(text, host) for text in arguments.carry),
         compression=Compression(arguments.compression),
         compiler=arguments.compiler,
     )
     made = make_initramfs(request, arguments.output, host, force=arguments.force)
     value = {"path": str(made.path), "size_bytes": made.size_bytes, "compression": str(made.compression), "entries": made.entries}
     return Outcome(value, f"{made.path}: {made.size_bytes} bytes ({made.compression}), {made.entries} entries")
+
+
+def _carried(text: str, host: Host) -> CpioEntry:
+    """Returns the initramfs entry of `--carry PATH=FILE`. Raises: UsageError."""
+    path, equals, file = text.partition("=")
+    if not equals or not path.strip("/") or not file:
+        raise UsageError(f"wanted PATH=FILE, got {text!r}", where="--carry")
+    return regular_file(path.strip("/"), _read(Path(file)), mtime=host.source_date_epoch)
 
 
 def _disk(arguments: argparse.Namespace, host: Host) -> Outcome:
