@@ -22,7 +22,7 @@ from ipe_build.policy.learn import Knowledge, Place, learn, place_of
 from ipe_build.policy.model import Condition, Default, Policy, PolicyVersion, Rule
 from ipe_build.policy.properties import PROPERTIES, Action, Operation
 from ipe_build.signing.profiles import PROFILES, root_hash_payload, sign_payload
-from tests.fixtures.policy import BOOT_POLICY, policy_signer, sign_policy
+from tests.fixtures.policy import BOOT_POLICY, policy_signer, sign_policy, tiny_program
 
 POLICIES = 60
 NOT_REACHED = {"X509_CERT", "KEXEC_INITRAMFS"}
@@ -53,7 +53,7 @@ def setting(host, need, test_keys, kernel_factory, tmp_path_factory):
     """Disks, files and the plan's beginning; the subjects; the kernel."""
     folder = tmp_path_factory.mktemp("subjects")
     signer = test_keys.pair("verity").signer(host)
-    tiny = _tiny(host, need("gcc"), folder)
+    tiny = tiny_program(host, need("gcc"), folder)
     kernel = kernel_factory(KernelTrust(BOOT_POLICY, (test_keys.bundle.read_bytes(),)))
     files: dict[str, bytes] = {}
     plan: list[tuple[str, ...]] = [("mkdir", f"/{name}") for name in ("t", "vs", "vu", "v5", "e")]
@@ -85,14 +85,6 @@ def setting(host, need, test_keys, kernel_factory, tmp_path_factory):
     files["test_firmware.ko"] = sign_module(module.read_bytes(), test_keys.pair("module").signer(host), None, None, module.name)
     plan.append(("finit", "loader", "/test_firmware.ko"))
     return kernel, plan, files, disks, subjects
-
-
-def _tiny(host, gcc: Path, folder: Path) -> bytes:
-    from tests.fixtures.policy import TINY_PROGRAM
-
-    (folder / "tiny.s").write_bytes(TINY_PROGRAM)
-    host.run([gcc, "-nostdlib", "-static", "-o", folder / "tiny", folder / "tiny.s"])
-    return (folder / "tiny").read_bytes()
 
 
 def _fsverity(host, need, folder: Path, tiny: bytes, signer, files: dict, plan: list, subjects: list) -> Path:
