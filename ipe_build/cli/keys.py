@@ -1,4 +1,4 @@
-"""`ipe-build keys create | show | check`."""
+"""`ipe-build keys create | show | check | bundle | rotation`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from cryptography import x509
 
-from ipe_build.cli import Outcome
+from ipe_build.cli import Outcome, keys_rotation
 from ipe_build.cli.payloads import TRUSTED_HELP, target_of, target_options
 from ipe_build.errors import ExitStatus, InputError, KeyMismatchError, UsageError
 from ipe_build.kernel.keyring import read_trusted
@@ -49,11 +49,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
     check.add_argument("--profile", choices=("development", "production"), default="development", help="production refuses TEST keys")
     target_options(check)
     check.add_argument("--at", metavar="TIME", help="judge validity by this time (ISO 8601) instead of now")
+    keys_rotation.configure(verbs)
 
 
 def run(arguments: argparse.Namespace, host: Host) -> Outcome:
     """Runs the sub-verb."""
-    return {"create": _create, "show": _show, "check": _check}[arguments.action](arguments, host)
+    actions = {"create": _create, "show": _show, "check": _check, "bundle": keys_rotation.bundle, "rotation": keys_rotation.rotation}
+    return actions[arguments.action](arguments, host)
 
 
 def _create(arguments: argparse.Namespace, host: Host) -> Outcome:

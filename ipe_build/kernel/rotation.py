@@ -1,0 +1,114 @@
+"""Which artefacts still depend on a certificate that is to be replaced: read from the artefacts, nothing is verified.
+
+Reads modules, policies and detached signatures (CMS), root-verity-sig JSON, IMA and EVM values.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
+
+from ipe_build.errors import InputError
+from ipe_build.formats.cms import SignerIdentity, decode_signed_data, signer_identity
+from ipe_build.formats.ima_signature import parse_ima_signature
+from ipe_build.formats.module_signature import split_signature
+from ipe_build.formats.verity_sig import parse_verity_signature
+from ipe_build.kernel.module_compression import is_module, unpack
+from ipe_build.signing.verify import describe_signer
+
+_LARGEST_SIGNATURE_FILE = 1 << 20
+_CMS = b"\x06\x09\x2a\x86\x48\x86\xf7\x0d\x01\x07\x02"
+
+
+@dataclass(frozen=True, slots=True)
+class Artefact:
+    """A signed file: what it is, and who signed it. `signer` is None for a module without a signature."""
+
+    path: Path
+    kind: str
+    signer: SignerIdentity | None
+
+    @property
+    def signed_by(self) -> str:
+        """Returns the signer for people."""
+        return describe_signer(self.signer) if self.signer is not None else "nobody"
+
+
+def find_artefacts(places: Iterable[Path]) -> tuple[Artefact, ...]:
+    """Returns the signed files among files and below folders, in sorted order; files that are nothing signed are left out of folders.
+
+    Raises: InputError for a named file that is nothing signed, FormatError for one that is damaged.
+    """
+    found: list[Artefact] = []
+    for place in places:
+        if place.is_dir():
+            found.extend(artefact for path in sorted(_files(place)) if (artefact := read_artefact(path)) is not None)
+            continue
+        artefact = read_artefact(place)
+        if artefact is None:
+            raise InputError("is nothing signed that we know", where=str(place), hint="modules, .p7b, .p7s, .verity-sig, .sig, .evm")
+        found.append(artefact)
+    return tuple(found)
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    """Yields the regular files below a folder, symbolic links not followed."""
+    for parent, _, names in os.walk(folder):
+        yield from (path for name in names if (path := Path(parent, name)).is_file() and not path.is_symlink())
+
+
+def read_artefact(path: Path) -> Artefact | None:
+    """Returns what a file says of its signer, None when it is nothing signed. Raises: FormatError when it is damaged."""
+    if is_module(path):
+        signature = split_signature(unpack(path.read_bytes(), str(path))[0], str(path)).signature
+        return Artefact(path, "module", _cms_signer(signature, path) if signature is not None else None)
+    if path.stat().st_size > _LARGEST_SIGNATURE_FILE:
+        return None
+    data = path.read_bytes()
+    if data[:1] == b"\x30" and _CMS in data[:32]:
+        return Artefact(path, "CMS signature", _cms_signer(data, path))
+    if data[:1] == b"{" and b'"signature"' in data and b'"rootHash"' in data:
+        return Artefact(path, "root-verity-sig", _cms_signer(parse_verity_signature(data, where=str(path)).signature, path))
+    if path.suffix in (".sig", ".evm") and data[:1] in (b"\x03", b"\x05"):
+        return Artefact(path, "IMA or EVM signature", SignerIdentity(b"", 0, parse_ima_signature(data, str(path)).key_id))
+    return None
+
+
+def _cms_signer(der: bytes, path: Path) -> SignerIdentity:
+    """Returns the first signer of a CMS message."""
+    return decode_signed_data(der, str(path)).signer_infos[0].signer
+
+
+def depends_on(artefact: Artefact, certificates: Sequence[x509.Certificate]) -> x509.Certificate | None:
+    """Returns which of the certificates an artefact depends on: its signer's own, or the one that issued its signer's."""
+    signer = artefact.signer
+    if signer is None:
+        return None
+    for certificate in certificates:
+        if signer.subject_key_id:
+            if _key_id(certificate).endswith(signer.subject_key_id):
+                return certificate
+        elif signer == signer_identity(certificate.public_bytes(Encoding.DER)) or signer.issuer == _subject(certificate):
+            return certificate
+    return None
+
+
+def _key_id(certificate: x509.Certificate) -> bytes:
+    try:
+        return certificate.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value.digest
+    except (x509.ExtensionNotFound, ValueError):
+        return b""
+
+
+def _subject(certificate: x509.Certificate) -> bytes:
+    """Returns the subject's DER when the certificate may issue others, else nothing that a signer could name."""
+    try:
+        is_authority = certificate.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
+    except (x509.ExtensionNotFound, ValueError):
+        is_authority = False
+    return certificate.subject.public_bytes() if is_authority else b"\0"
