@@ -136,9 +136,10 @@ def _parameters(arguments: argparse.Namespace, salt: bytes, uuid: UUID | None) -
 def _salt(text: str | None, host: Host) -> bytes:
     """Returns the salt that was given or, when none was, a random one; one made from SOURCE_DATE_EPOCH where that is set."""
     if text is None and host.env.get("SOURCE_DATE_EPOCH"):
-        import hashlib
+        from ipe_build.integrity.engine import digest_message
+        from ipe_build.integrity.hashes import find_hash
 
-        return hashlib.sha256(b"ipe-build verity salt\0%d" % host.source_date_epoch).digest()
+        return digest_message(find_hash("sha256"), b"ipe-build verity salt\0%d" % host.source_date_epoch)
     if text is None:
         import os
 

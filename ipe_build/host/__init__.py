@@ -6,8 +6,6 @@ A `Host` is handed down as an argument; the rooms import this package for its ty
 from __future__ import annotations
 
 import os
-import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -131,6 +129,9 @@ class Host:
         Raises: OutputError when the disk is full.
         """
         parent = beside.parent if beside is not None else self.env.get("TMPDIR") or None
+        import shutil
+        import tempfile
+
         folder = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
         try:
             with explained(beside or folder):

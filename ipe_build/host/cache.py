@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import os
-import secrets
-import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,6 +12,8 @@ from pathlib import Path
 
 def cache_key(*parts: str | bytes) -> str:
     """Returns 32 hex digits of SHA-256 over the parts, each preceded by its length (so no two lists of parts collide)."""
+    import hashlib
+
     digest = hashlib.sha256()
     for part in parts:
         raw = part.encode() if isinstance(part, str) else part
@@ -42,12 +41,14 @@ class Cache:
         place = self.root / kind / key
         with self.lock(kind, key):
             if not place.is_dir():
-                temporary = place.with_name(f".{key}.{secrets.token_hex(4)}.tmp")
+                temporary = place.with_name(f".{key}.{os.urandom(4).hex()}.tmp")
                 temporary.mkdir()
                 try:
                     make(temporary)
                     os.rename(temporary, place)
                 finally:
+                    import shutil
+
                     shutil.rmtree(temporary, ignore_errors=True)
         return place
 

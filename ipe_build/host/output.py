@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import os
-import secrets
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -77,6 +74,8 @@ def output_directory(path: Path, *, marker: str) -> Iterator[Path]:
                 os.rename(temporary, path)
             _flush(path.parent)
     finally:
+        import shutil
+
         shutil.rmtree(temporary, ignore_errors=True)
 
 
@@ -84,7 +83,7 @@ def _beside(path: Path) -> Path:
     """Returns a fresh hidden name in `path`'s folder, so that the rename stays within one filesystem."""
     if not path.parent.is_dir():
         raise OutputError(f"the folder {path.parent} does not exist", where=str(path), hint=f"mkdir -p {path.parent}")
-    return path.parent / f".{path.name}.{secrets.token_hex(4)}.tmp"
+    return path.parent / f".{path.name}.{os.urandom(4).hex()}.tmp"
 
 
 @contextmanager
@@ -120,6 +119,8 @@ def _flush(path: Path) -> None:
 
 def _exchange(new: Path, old: Path) -> None:
     """Swaps two folders in one step (renameat2 RENAME_EXCHANGE); where the filesystem cannot, in two."""
+    import ctypes
+
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.renameat2(_AT_FDCWD, os.fsencode(new), _AT_FDCWD, os.fsencode(old), _RENAME_EXCHANGE) == 0:
         return

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shlex
 import signal
-import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +14,8 @@ from typing import IO, TYPE_CHECKING
 from ipe_build.errors import ToolFailedError
 
 if TYPE_CHECKING:
+    import subprocess
+
     from ipe_build.host.progress import Progress
 
 PASSED_ON = ("HOME", "LANG", "PATH", "SOURCE_DATE_EPOCH", "TMPDIR", "XDG_CACHE_HOME")
@@ -58,6 +58,9 @@ def run_tool(
     (status -9), for programs such as an emulator that end by what they print.
     Raises: ToolFailedError with the last lines that the program printed.
     """
+    import shlex
+    import subprocess
+
     words = [str(word) for word in argv]
     progress.command(shlex.join(words), cwd)
     env = {name: base_env[name] for name in PASSED_ON if name in base_env} | {"LC_ALL": "C.UTF-8"} | dict(extra_env)
@@ -97,6 +100,8 @@ def _outputs(
     process: subprocess.Popen[bytes], stdin: bytes | None, timeout_s: float | None, stop_when: Callable[[], bool] | None
 ) -> tuple[bytes, bytes, bool]:
     """Returns what the program printed, and whether it ended because `stop_when` said so. Raises: subprocess.TimeoutExpired."""
+    import subprocess
+
     if stop_when is None:
         return *process.communicate(stdin, timeout=timeout_s), False
     end = None if timeout_s is None else time.monotonic() + timeout_s
@@ -121,6 +126,8 @@ def _kill_group(process: subprocess.Popen[bytes]) -> None:
 
 def _failure(words: list[str], done: Completed, log: Path | None) -> ToolFailedError:
     """Returns the error for a program that ended with a status that was not wanted."""
+    import shlex
+
     printed = log.read_bytes() if log is not None else done.stderr.strip() or done.stdout
     tail = printed.decode("utf-8", "replace").strip().splitlines()[-_TAIL_LINES:]
     ended = f"was killed by signal {-done.status}" if done.status < 0 else f"ended with status {done.status}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -69,6 +68,8 @@ def find_tool(name: str, env: Mapping[str, str]) -> Path:
     path = env.get("PATH", "")
     if env.get("IPE_BUILD_ONLY_PATH") != "1":
         path = ":".join([path, *SYSTEM_FOLDERS]) if path else ":".join(SYSTEM_FOLDERS)
+    import shutil
+
     found = shutil.which(name, path=path)
     if found is None:
         package = _PACKAGES.get(name)

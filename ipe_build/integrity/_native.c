@@ -197,6 +197,22 @@ static PyObject *native_fec(PyObject *self, PyObject *args) {
     return report(&c);
 }
 
+static PyObject *native_digest(PyObject *self, PyObject *args) {
+    const char *name;
+    Py_buffer message;
+    hasher h;
+    hasher_thread t;
+    uint8_t digest[MAX_DIGEST];
+    if (!PyArg_ParseTuple(args, "sy*:digest", &name, &message)) return NULL;
+    int bad = hasher_init(&h, name, "", (const uint8_t *)"", 0, (const uint8_t *)"", 0, 512) || hasher_thread_init(&h, &t);
+    if (!bad) {
+        bad = hasher_message(&h, &t, message.buf, (size_t)message.len, digest);
+        hasher_thread_end(&h, &t);
+    }
+    PyBuffer_Release(&message);
+    return bad ? refuse() : PyBytes_FromStringAndSize((const char *)digest, (Py_ssize_t)h.algorithm->digest_size);
+}
+
 /* --- The ceiling that the benchmark measures against: hashing the same megabyte in the cache, no file at all. --------------------- */
 
 typedef struct {
@@ -214,7 +230,7 @@ static void spin_work(crew *c, void *scratch) {
     hasher_thread thread;
     memset(data, 0x5a, SPIN_BYTES);
     if (hasher_thread_init(&t->hash, &thread)) return;
-    for (uint64_t unit; (unit = atomic_fetch_add(&c->next, 1)) < c->units && !atomic_load(&c->stop);) {
+    for (uint64_t unit; crew_next(c, &unit);) {
         for (uint64_t round = 0; round < t->rounds; round++)
             for (size_t at = 0; at + MAX_LANES * t->hash.block_size <= SPIN_BYTES; at += MAX_LANES * t->hash.block_size) {
                 for (size_t l = 0; l < MAX_LANES; l++) {
@@ -255,6 +271,7 @@ static PyMethodDef methods[] = {
     {"best", native_best, METH_VARARGS, "best(algorithm): the first of kernels(), or an empty string"},
     {"level", native_level, METH_VARARGS, "level(...): hash a level of a tree; (status, errno, offset)"},
     {"measure", native_measure, METH_VARARGS, "measure(...): fs-verity digests of many files; one record a file"},
+    {"digest", native_digest, METH_VARARGS, "digest(algorithm, message): the digest of one message in memory"},
     {"fec", native_fec, METH_VARARGS, "fec(...): write Reed-Solomon parity; (status, errno, offset)"},
     {"spin", native_spin, METH_VARARGS, "spin(...): hash memory in the cache; bytes hashed"},
     {NULL, NULL, 0, NULL},

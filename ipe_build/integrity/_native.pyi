@@ -35,6 +35,7 @@ def measure(
     progress: Callable[[int], object] | None,
     /,
 ) -> bytes: ...
+def digest(algorithm: str, message: bytes, /) -> bytes: ...
 def fec(
     data: int,
     hash_area: int,

@@ -103,10 +103,8 @@ def measure(path: Path, parameters: FsVerityParameters, host: Host) -> FsVerityF
 
 def _measured(path: Path, parameters: FsVerityParameters, size: int, root_hash: bytes) -> FsVerityFile:
     """Returns the value for a file whose tree has this root hash."""
-    import hashlib
-
     descriptor = layout.Descriptor(parameters.hash_name, parameters.block_size, parameters.salt, size, root_hash)
-    return FsVerityFile(path, parameters, descriptor, hashlib.new(parameters.hash_name, descriptor.build()).digest())
+    return FsVerityFile(path, parameters, descriptor, engine.digest_message(parameters.algorithm, descriptor.build()))
 
 
 def write_tree(source: Input, parameters: FsVerityParameters, target: int, offset: int, host: Host) -> bytes:

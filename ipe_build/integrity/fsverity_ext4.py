@@ -68,7 +68,7 @@ def seal_ext4(
     The image is replaced in one step when all is done, and left alone when anything fails. Raises: InputError when a file is not there
     or cannot be a verity file, or the image has no room for the trees; ToolFailedError, ToolMissingError (debugfs).
     """
-    with host.scratch() as scratch, host.progress.step(f"fs-verity: {image.name}"):
+    with host.scratch(beside=image) as scratch, host.progress.step(f"fs-verity: {image.name}"):
         work = _Image(image, image, host, scratch)
         work.check(parameters)
         files = work.regular_files()

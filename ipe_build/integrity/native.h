@@ -100,7 +100,8 @@ typedef struct crew {
     uint64_t units;
     _Atomic uint64_t next;
     _Atomic uint64_t done;
-    _Atomic int stop;
+    _Atomic int failed;    /* take no more units; those begun are finished, so that the failure at the lowest offset is told */
+    _Atomic int cancelled; /* leave at once */
     pthread_mutex_t lock;
     pthread_cond_t idle;
     unsigned running;
@@ -108,6 +109,8 @@ typedef struct crew {
     uint64_t offset;
 } crew;
 
+/* Takes the next unit, in ascending order; 0 when there is none or nothing more is to be done. */
+int crew_next(crew *c, uint64_t *unit);
 void crew_fail(crew *c, int status, int error, uint64_t offset);
 /* Runs work() in `threads` threads; `tick` (when not NULL) is called by the caller's thread now and then and stops all when not 0. */
 void crew_run(crew *c, unsigned threads, int (*tick)(void *, uint64_t done), void *tick_data);

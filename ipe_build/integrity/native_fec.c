@@ -129,7 +129,7 @@ static void fec_work(crew *c, void *scratch) {
     const fec_task *t = c->task;
     uint8_t *rows = scratch;
     uint8_t *out = rows + CODEWORD * t->strip_rounds * t->block_size;
-    for (uint64_t unit; (unit = atomic_fetch_add(&c->next, 1)) < c->units && !atomic_load(&c->stop);)
+    for (uint64_t unit; crew_next(c, &unit);)
         if (strip(c, t, unit * t->strip_rounds, rows, out)) break;
 }
 

@@ -24,7 +24,13 @@ void crew_fail(crew *c, int status, int error, uint64_t offset) {
         c->offset = offset;
     }
     pthread_mutex_unlock(&c->lock);
-    atomic_store(&c->stop, 1);
+    atomic_store(&c->failed, 1);
+}
+
+int crew_next(crew *c, uint64_t *unit) {
+    if (atomic_load(&c->failed) || atomic_load(&c->cancelled)) return 0;
+    *unit = atomic_fetch_add(&c->next, 1);
+    return *unit < c->units;
 }
 
 static void *crew_thread(void *data) {
@@ -79,7 +85,7 @@ void crew_run(crew *c, unsigned threads, int (*tick)(void *, uint64_t done), voi
         }
         if (pthread_cond_timedwait(&c->idle, &c->lock, &until) == ETIMEDOUT && tick) {
             pthread_mutex_unlock(&c->lock);
-            if (tick(tick_data, atomic_load(&c->done))) atomic_store(&c->stop, 1);
+            if (tick(tick_data, atomic_load(&c->done))) atomic_store(&c->cancelled, 1);
             pthread_mutex_lock(&c->lock);
         }
     }
@@ -211,7 +217,7 @@ static int level_unit(crew *c, const level_task *t, level_scratch *s, uint64_t u
     memset(s->digests, 0, size);
     for (uint64_t i = first; i < last; i += t->chunk_blocks) {
         size_t count = last - i < t->chunk_blocks ? (size_t)(last - i) : t->chunk_blocks;
-        if (atomic_load_explicit(&c->stop, memory_order_relaxed) || level_chunk(c, t, s, first, i, count, seen)) return -1;
+        if (atomic_load_explicit(&c->cancelled, memory_order_relaxed) || level_chunk(c, t, s, first, i, count, seen)) return -1;
     }
     if (t->bitmap) {
         if (level_compare(c, t, s, first, last, size)) return -1;
@@ -237,7 +243,7 @@ static void level_work(crew *c, void *scratch) {
         crew_fail(c, STATUS_INTERNAL, EIO, t->source_offset);
         return;
     }
-    for (uint64_t unit; (unit = atomic_fetch_add(&c->next, 1)) < c->units;)
+    for (uint64_t unit; crew_next(c, &unit);)
         if (level_unit(c, t, &s, unit, seen)) break;
     hasher_thread_end(&t->hash, &s.thread);
 }
@@ -360,7 +366,7 @@ static void measure_work(crew *c, void *scratch) {
         crew_fail(c, STATUS_INTERNAL, EIO, 0);
         return;
     }
-    for (uint64_t unit; (unit = atomic_fetch_add(&c->next, 1)) < c->units && !atomic_load(&c->stop);) {
+    for (uint64_t unit; crew_next(c, &unit);) {
         uint8_t *record = t->records + unit * MEASURE_RECORD;
         int error = 0, status = MEASURE_OPEN;
         int file = open(t->paths[unit], O_RDONLY | O_CLOEXEC | O_NONBLOCK);

@@ -64,7 +64,7 @@ class Placement:
 
     def __enter__(self) -> Self:
         with ExitStack() as stack:
-            scratch = stack.enter_context(self._host.scratch()) if self._inside or self._fec_inside else None
+            scratch = stack.enter_context(self._host.scratch(beside=self._source.path)) if self._inside or self._fec_inside else None
             if self._inside and scratch is not None:
                 self.hash_descriptor = self._open(stack, scratch / "hash")
             else:

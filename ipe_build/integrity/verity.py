@@ -165,10 +165,9 @@ def uuid_of_root_hash(root_hash: bytes) -> UUID:
     The first 128 bits of SHA-256("ipe-build verity uuid" NUL root hash): each content has its own, the same content the same.
     Source: RFC 9562, section 5.8.
     """
-    import hashlib
     from uuid import UUID
 
-    raw = bytearray(hashlib.sha256(b"ipe-build verity uuid\0" + root_hash).digest()[:16])
+    raw = bytearray(engine.digest_message(find_hash("sha256"), b"ipe-build verity uuid\0" + root_hash)[:16])
     raw[6] = raw[6] & 0x0F | 0x80
     raw[8] = raw[8] & 0x3F | 0x80
     return UUID(bytes=bytes(raw))
