@@ -14,7 +14,7 @@ from ipe_build.boot.probe_disk import PolicyMaterial
 from ipe_build.boot.prove import BootRequest, boot_image
 from ipe_build.boot.qemu import ARCHITECTURES, Machine
 from ipe_build.cli import Outcome
-from ipe_build.errors import ExitStatus, InputError, UsageError
+from ipe_build.errors import ExitStatus, InputError, OutputError, UsageError
 from ipe_build.signing.backends import BACKENDS, open_signer
 from ipe_build.signing.signer import Signer
 
@@ -64,7 +64,7 @@ def run(arguments: argparse.Namespace, host: Host) -> Outcome:
     if arguments.memory < 1 or arguments.timeout <= 0:
         raise UsageError("--memory and --timeout must be above zero", where="ipe-build boot")
     if arguments.evidence and arguments.evidence.exists() and not arguments.force:
-        raise UsageError(f"{arguments.evidence} exists already", where="ipe-build boot", hint="name another file, or say --force")
+        raise OutputError("exists already and is left as it is", where=str(arguments.evidence), hint="name another file, or say --force")
     if not arguments.image.is_file():
         raise InputError("wanted a disk image, there is no such file", where=str(arguments.image))
     with host.scratch("ipe-build-foreign-") as folder:

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import signal
+import subprocess
+import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -80,12 +84,38 @@ def test_damaged_copies_of_other_filesystems_stop_where_they_must(probe_image: I
     assert all(result.as_expected for result in evidence.boots)
 
 
-def test_device_that_panics_on_corruption_does_so(probe_image: ImageMaker, host: Host):
-    request = replace(probe_image(verity_option="panic_on_corruption").request, policy=None, foreign=None)
-    boots = {result.id: result for result in boot_image(replace(request, on_corruption="panic"), host).boots}
-    assert boots["flip-application"].as_expected, boots["flip-application"].problems
-    assert any("Kernel panic" in line for line in boots["flip-application"].measured.proof)
-    assert boots["foreign-signature"].skipped
+@pytest.mark.parametrize("action", ["panic", "restart"])
+def test_device_that_must_stop_on_corruption_does_so(probe_image: ImageMaker, host: Host, action: str):
+    request = replace(probe_image(verity_option=f"{action}_on_corruption").request, policy=None, foreign=None)
+    boots = {result.id: result for result in boot_image(replace(request, on_corruption=action), host).boots}
+    application = boots["flip-application"]
+    assert application.as_expected, application.problems
+    assert application.observed == "the machine stopped when it was read"
+    assert any("Kernel panic" in line for line in application.measured.proof) == (action == "panic")
+    assert boots["flip-init"].as_expected and boots["flip-hash-tree"].as_expected
+    assert boots["foreign-signature"].skipped == "no foreign key was given"
+
+
+def test_interrupted_run_ends_at_once_and_leaves_no_machine(probe_image: ImageMaker, tmp_path: Path):
+    out = tmp_path / "evidence.json"
+    words = ["boot", str(probe_image().disk), "--evidence", str(out)]
+    process = subprocess.Popen([sys.executable, "-m", "ipe_build", *words], stderr=subprocess.PIPE, start_new_session=True)
+    machines: list[str] = []
+    for _ in range(600):
+        tasks = Path(f"/proc/{process.pid}/task").glob("*/children")
+        children = [child for task in tasks for child in task.read_text().split()]
+        machines = [child for child in children if "qemu-system" in Path(f"/proc/{child}/cmdline").read_text()]
+        if machines:
+            break
+        time.sleep(0.05)
+    assert machines
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert b"interrupted" in errors
+    assert b"Traceback" not in errors
+    assert not [machine for machine in machines if Path(f"/proc/{machine}").exists()]
+    assert not out.exists()
 
 
 def test_two_runs_give_the_same_evidence_apart_from_what_is_measured(probe_image: ImageMaker, host: Host):
