@@ -10,8 +10,10 @@ from ipe_build.policy.facts import NO_FILE
 from ipe_build.policy.findings import Hit, LintRule, Severity, Subject
 from ipe_build.policy.properties import Action, Operation
 from ipe_build.policy.survey import Entry, Kind, Survey, Trait
+from ipe_build.policy.versions import KernelVersion
 
 _SHOWN = 5
+_EXECVE_CHECK = KernelVersion(6, 19)
 
 
 def _survey(subject: Subject) -> Survey:
@@ -103,7 +105,8 @@ def _memfd(subject: Subject) -> Iterator[Hit]:
 def _interpreters(subject: Subject) -> Iterator[Hit]:
     entries = [entry for entry in _with(subject, Trait.INTERPRETER) if not _denied(subject, entry)]
     if entries:
-        yield Hit(0, f"these allowed interpreters run any script they are handed (sh FILE, -c, stdin): {_named(entries)}")
+        asks = " unless they ask the kernel first (AT_EXECVE_CHECK)" if subject.target.kernel >= _EXECVE_CHECK else ""
+        yield Hit(0, f"these allowed interpreters run any script they are handed (sh FILE, -c, stdin){asks}: {_named(entries)}")
 
 
 def _buffered_modules(subject: Subject) -> tuple[int, int]:

@@ -125,9 +125,10 @@ def _denies_everything(subject: Subject) -> Iterator[Hit]:
 
 
 def _denies_init(subject: Subject) -> Iterator[Hit]:
-    if subject.target.role is not Role.BOOT:
+    target = subject.target
+    if target.role is not Role.BOOT or (target.config is not None and not target.config.enabled("BLK_DEV_INITRD")):
         return
-    by = decide(subject.policy, Operation.EXECUTE, _INITRAMFS, subject.target.enabled)
+    by = decide(subject.policy, Operation.EXECUTE, _INITRAMFS, target.enabled)
     if by.action is Action.DENY:
         yield Hit(
             by.line, f'the initramfs\'s own init, and the tools that load the next policy, are denied by "{by}": the boot ends in a panic'
@@ -227,7 +228,7 @@ RULE_RULES: tuple[LintRule, ...] = (
         "denies-initramfs",
         Severity.ERROR,
         "A boot policy that denies the initramfs's init and the tools that load the next policy.",
-        "add: op=EXECUTE boot_verified=TRUE action=ALLOW",
+        "add: op=EXECUTE boot_verified=TRUE action=ALLOW; without an initramfs (dm-mod.create=) turn off CONFIG_BLK_DEV_INITRD",
         _denies_init,
     ),
     LintRule(

@@ -53,7 +53,7 @@ class Case:
 
 _BOOT = Target(role=Role.BOOT)
 _BOOT_GOOD = HEAD + b"op=EXECUTE boot_verified=TRUE action=ALLOW\n" + KMOD
-_OFF = config("BLK_DEV_INITRD")
+_OFF = without("BLK_DEV_INITRD", config())
 _PERMIT = b"policy_name=p policy_version=1.0.0\nDEFAULT action=ALLOW\nDEFAULT op=KMODULE action=DENY\n"
 
 CASES = (
@@ -133,6 +133,7 @@ CASES = (
     ),
     Case("denies-all-execute", HEAD + KMOD, line=2),
     Case("denies-initramfs", GOOD, _BOOT_GOOD, 2, _BOOT),
+    Case("denies-initramfs", GOOD, GOOD, 2, Target(role=Role.BOOT, config=config()), Target(role=Role.BOOT, config=_OFF)),
     Case("initramfs-stays-allowed", GOOD + b"op=EXECUTE boot_verified=TRUE action=ALLOW\n", line=5),
     Case(
         "target-without-ipe",
@@ -319,3 +320,13 @@ def test_rule_behind_a_dead_one_is_not_shadowed() -> None:
     assert "shadowed-rule" in {finding.rule for finding in check(text).findings}
     off = Target(config=config("FS_VERITY"))
     assert "shadowed-rule" not in {finding.rule for finding in check(text, off).findings}
+
+
+def test_interpreters_that_may_ask_are_spoken_of_from_linux_6_19_on() -> None:
+    found = image(elf("bin/sh", Trait.INTERPRETER))
+    old, new = (
+        "".join(finding.message for finding in check(GOOD, Target(kernel=KernelVersion(6, minor), survey=found)).findings)
+        for minor in (18, 19)
+    )
+    assert "AT_EXECVE_CHECK" in new
+    assert "AT_EXECVE_CHECK" not in old
