@@ -152,5 +152,7 @@ def _judge_application(transcript: Transcript, on_corruption: str) -> tuple[str,
 
 
 def _tail(console: Sequence[str]) -> tuple[str, ...]:
-    """Returns the console's last lines that are not empty."""
-    return tuple([line for line in console if line.strip()][-_TAIL_LINES:])
+    """Returns the console's last lines that are not empty; after a panic, the last up to it (registers and addresses follow)."""
+    lines = [line for line in console if line.strip()]
+    panic = next((number for number, line in enumerate(lines, 1) if "Kernel panic - not syncing" in line), len(lines))
+    return tuple(lines[:panic][-_TAIL_LINES:])

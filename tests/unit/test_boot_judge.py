@@ -153,6 +153,8 @@ def test_boot_of_a_flipped_init_must_not_reach_it():
     assert good.as_expected
     assert good.changed == ("4160 1",)
     assert any("Kernel panic" in line for line in good.measured.proof)
+    panicked = booted(CORRUPT, "Kernel panic - not syncing: x", "RIP: 0033:0x0")
+    assert judge_damage(DAMAGE["flip-init"], panicked, PATCH, "eio").measured.tail[-1].endswith("Kernel panic - not syncing: x")
     assert not judge_damage(DAMAGE["flip-init"], booted(CORRUPT, f"@ipe-probe {START}"), PATCH, "eio").as_expected
     assert not judge_damage(DAMAGE["flip-init"], booted("Kernel panic - not syncing"), PATCH, "eio").as_expected
     assert not judge_damage(DAMAGE["flip-init"], booted(CORRUPT, ended=Ended.TIMEOUT), PATCH, "eio").as_expected
