@@ -87,6 +87,12 @@ class SignatureError(VerificationError):
         self.errno = errno
 
 
+class SignaturePendingError(IpeBuildError):
+    """Signatures are wanted from elsewhere (a `plan:` key); what they are to be made over was written down."""
+
+    status = ExitStatus.FINDING
+
+
 class ToolMissingError(IpeBuildError):
     """A program we need is not installed: the hint names the Debian package."""
 

@@ -24,7 +24,15 @@ from elftools.common.exceptions import ELFError
 from elftools.construct import ConstructError
 from elftools.elf.elffile import ELFFile
 
-from ipe_build.errors import FormatError, InputError, IpeBuildError, SignatureError, ToolFailedError, VerificationError
+from ipe_build.errors import (
+    FormatError,
+    InputError,
+    IpeBuildError,
+    SignatureError,
+    SignaturePendingError,
+    ToolFailedError,
+    VerificationError,
+)
 from ipe_build.formats.cms import decode_signed_data
 from ipe_build.formats.module_signature import append_signature, split_signature, strip_signatures
 from ipe_build.kernel.module_compression import Compression, find_compression, is_module, unpack
@@ -142,6 +150,13 @@ class _Work:
         stem = target.name[: target.name.rindex(".ko")] if ".ko" in target.name else target.name
         return target.with_name(f"{stem}.ko{self.compression.suffix}")
 
+    def try_sign(self, source: Path) -> SignedModule | None:
+        """Signs one module, or returns None when its signature is still to come; the request for it is then written down."""
+        try:
+            return self.sign(source)
+        except SignaturePendingError:
+            return None
+
     def sign(self, source: Path) -> SignedModule:
         """Signs one module. The file that was there is replaced whole, or left as it is; its permissions are kept."""
         data = sign_module(source.read_bytes(), self.signer, self.digest_name, self.compression, str(source), self.kernel)
@@ -176,7 +191,7 @@ def sign_modules(
     `compression` is None (each as it was) or none, gz, xz, zst; `jobs` is the number of workers; `target` is the kernel that
     must be able to check the signatures. Signing again replaces a signature.
     When one fails, nothing is half written: each file is either as it was or signed, and a second run does the rest.
-    Raises: FormatError, InputError, SigningKeyError, OutputError, ToolFailedError.
+    Raises: FormatError, InputError, SigningKeyError, OutputError, ToolFailedError; SignaturePendingError when all were asked for.
     """
     work = _Work(signer, host, digest_name, find_compression(compression) if compression else None, out, root, target)
     _check_targets(files, work)
@@ -186,10 +201,13 @@ def sign_modules(
     results: dict[Path, SignedModule] = {}
     with host.progress.step(f"sign {len(files)} modules"):
         for batch in _in_process(files, work) if workers <= 1 else _in_workers(files, work, workers):
-            for module in batch:
+            for module in filter(None, batch):
                 results[module.source] = module
                 done += module.path.stat().st_size
             host.progress.amount(min(done, total), total, started)
+    if len(results) < len(files):
+        message = f"{len(files) - len(results)} of {len(files)} modules wait for signatures from elsewhere"
+        raise SignaturePendingError(message, where="modules", hint="answer the requests, then run this again")
     return tuple(results[path] for path in files)
 
 
@@ -202,13 +220,13 @@ def _check_targets(files: Sequence[Path], work: _Work) -> None:
             raise InputError(f"would be written to the same file as {other}", where=str(source))
 
 
-def _in_process(files: Sequence[Path], work: _Work) -> Iterator[list[SignedModule]]:
+def _in_process(files: Sequence[Path], work: _Work) -> Iterator[list[SignedModule | None]]:
     """Yields the signed modules one by one."""
     for path in files:
-        yield [work.sign(path)]
+        yield [work.try_sign(path)]
 
 
-def _in_workers(files: Sequence[Path], work: _Work, workers: int) -> Iterator[list[SignedModule]]:
+def _in_workers(files: Sequence[Path], work: _Work, workers: int) -> Iterator[list[SignedModule | None]]:
     """Yields signed modules, a chunk at a time, from forked workers. Raises: ToolFailedError when a worker is killed."""
     _inherited.append(work)
     pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("fork"), initializer=_leave_signals_to_parent)
@@ -229,9 +247,9 @@ def _leave_signals_to_parent() -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
-def _sign_chunk(files: Sequence[Path]) -> list[SignedModule]:
+def _sign_chunk(files: Sequence[Path]) -> list[SignedModule | None]:
     """Signs some modules in a worker."""
-    return [_inherited[-1].sign(path) for path in files]
+    return [_inherited[-1].try_sign(path) for path in files]
 
 
 def read_module(path: Path) -> ModuleFacts:

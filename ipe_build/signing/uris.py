@@ -45,11 +45,11 @@ def parse_key_uri(uri: str, known: tuple[str, ...]) -> KeyUri:
     for item in filter(None, query.split("&")):
         name, _, value = item.partition("=")
         if name in ("passphrase", "password", "pin-value", "pin"):
-            raise SigningKeyError(
-                f"the attribute {name} would put a secret on the command line", where=f"{scheme}: URI", hint=f"use {' or '.join(known)}"
-            )
+            message = f"the attribute {name} would put a secret on the command line"
+            raise SigningKeyError(message, where=f"{scheme}: URI", hint=f"use {' or '.join(known)}" if known else "")
         if name not in known:
-            raise SigningKeyError(f"unknown attribute {name[:40]!r}", where=f"{scheme}: URI", hint=f"known are {', '.join(known)}")
+            hint = f"known are {', '.join(known) or 'none'}"
+            raise SigningKeyError(f"unknown attribute {name[:40]!r}", where=f"{scheme}: URI", hint=hint)
         pairs.append((name, unquote(value)))
     return KeyUri(scheme, body, tuple(pairs))
 

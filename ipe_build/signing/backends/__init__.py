@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from cryptography import x509
 
 from ipe_build.errors import SigningKeyError
-from ipe_build.signing.backends import command, file, pkcs11
+from ipe_build.signing.backends import command, file, pkcs11, plan
 from ipe_build.signing.loading import load_certificate
 from ipe_build.signing.signer import Signer
 
@@ -28,6 +28,7 @@ class Backend(NamedTuple):
 BACKENDS: tuple[Backend, ...] = (
     Backend("file", file.open_file, "file:keys/policy.key.pem"),
     Backend("pkcs11", pkcs11.open_pkcs11, "pkcs11:token=signing;id=%01?pin-source=pin.txt"),
+    Backend("plan", plan.open_plan, "plan:to-sign"),
     Backend("command", command.open_command, "command:./kms-sign?input=digest"),
 )
 
