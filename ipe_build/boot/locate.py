@@ -50,9 +50,9 @@ def stored_at(image: Path, path: str, host: Host) -> int:
 
 
 def _find_erofs(image: Path, path: str, host: Host) -> int | None:
-    """The tool dump.erofs lists extents: logical range, length, physical range."""
+    """The tool dump.erofs lists extents: logical range, length, physical range. One that begins within a block lies among inodes."""
     match = _EXTENT.search(host.run(["dump.erofs", f"--path={path}", "-e", image]).text)
-    return int(match[1]) if match else None
+    return int(match[1]) if match and int(match[1]) % BLOCK_BYTES == 0 else None
 
 
 def _find_ext4(image: Path, path: str, host: Host) -> int | None:

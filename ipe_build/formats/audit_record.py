@@ -105,23 +105,27 @@ class AuditRecord:
 
 
 _VALUE = r'"[^"]*"|\?|[0-9A-F]*'
-_HEAD = re.compile(r"type=(\d+) audit\((\d+)\.(\d{3}):(\d+)\): ")
+_NUMBER = r"\d{1,20}"
+_HEAD = re.compile(r"type=(\d{4}) audit\((\d{1,20})\.(\d{3}):(\d{1,20})\): ", re.ASCII)
 _ACCESS = re.compile(
-    r"ipe_op=(?P<op>\w+) ipe_hook=(?P<hook>\w+) enforcing=(?P<enforcing>[01]) pid=(?P<pid>\d+) "
-    rf"comm=(?P<comm>{_VALUE}) path=(?P<path>{_VALUE}) dev=(?P<dev>{_VALUE}) ino=(?P<ino>\d+|\?) "
-    r'rule="(?P<rule>.*action=(?:ALLOW|DENY))"'
+    r"ipe_op=(?P<op>\w+) ipe_hook=(?P<hook>\w+) enforcing=(?P<enforcing>[01]) pid=(?P<pid>\d{1,20}) "
+    rf"comm=(?P<comm>{_VALUE}) path=(?P<path>{_VALUE}) dev=(?P<dev>{_VALUE}) ino=(?P<ino>{_NUMBER}|\?) "
+    r'rule="(?P<rule>.*action=(?:ALLOW|DENY))"',
+    re.ASCII,
 )
 _SESSION = r"auid=\d+ ses=\d+"
-_POLICY = r"(?P<{0}>\?|\"[^ \t\n]*\") {1}=(?P<{1}>\?|\d+\.\d+\.\d+) {2}=(?:\?|sha256:(?P<{2}>[0-9A-F]*))"
+_POLICY = r"(?P<{0}>\?|\"[^ \t\n]*\") {1}=(?P<{1}>\?|\d+\.\d+\.\d+) {2}=(?:\?|sha256:(?P<{2}>[0-9A-F]{{64}}))"
 _LOAD = re.compile(
     "policy_name=" + _POLICY.format("policy_name", "policy_version", "policy_digest") + rf" {_SESSION} lsm=ipe res=(?P<res>[01])"
-    r"(?: errno=(?P<errno>-?\d+))?"
+    r"(?: errno=(?P<errno>-?\d{1,20}))?",
+    re.ASCII,
 )
 _OLD = "old_active_pol_name=" + _POLICY.format("old_active_pol_name", "old_active_pol_version", "old_policy_digest")
 _NEW = "new_active_pol_name=" + _POLICY.format("new_active_pol_name", "new_active_pol_version", "new_policy_digest")
-_ACTIVATION = re.compile(rf"{_OLD} {_NEW} {_SESSION} lsm=ipe res=(?P<res>[01])")
+_ACTIVATION = re.compile(rf"{_OLD} {_NEW} {_SESSION} lsm=ipe res=(?P<res>[01])", re.ASCII)
 _ENFORCE = re.compile(
     rf"enforcing=(?P<new>[01]) old_enforcing=(?P<old>[01]) {_SESSION} enabled=1 old-enabled=1 lsm=ipe res=1",
+    re.ASCII,
 )
 
 

@@ -9,7 +9,7 @@ from uuid import UUID
 import pytest
 
 from ipe_build.boot.entry import read_entry, read_table, with_options
-from ipe_build.boot.locate import BLOCK_BYTES, stored_at
+from ipe_build.boot.locate import BLOCK_BYTES, SharedBlockError, stored_at
 from ipe_build.errors import FormatError, InputError
 from ipe_build.formats.gpt import Partition, lay_out, write_gpt
 from ipe_build.host import Host
@@ -87,6 +87,15 @@ def test_block_of_a_large_squashfs_file_hurts_no_other_file(tree: Path, tmp_path
     image.write_bytes(data)
     for number, path in enumerate(("/usr/large file", "/small-0", "/small-4")):
         assert read_file("squashfs", image, path, tmp_path / str(number), host) == (tree / path.lstrip("/")).read_bytes()
+
+
+def test_small_erofs_file_among_the_inodes_has_no_block_of_its_own(tree: Path, tmp_path: Path, host: Host, need):
+    need("mkfs.erofs")
+    (tmp_path / "root").mkdir()
+    (tmp_path / "root/tiny").write_bytes(b"x" * 100)
+    host.run(MAKERS["erofs"](tmp_path / "image", tmp_path / "root"))
+    with pytest.raises(SharedBlockError, match="blocks of its own"):
+        stored_at(tmp_path / "image", "/tiny", host)
 
 
 @pytest.mark.parametrize("kind", ["erofs", "ext4", "squashfs gzip"])

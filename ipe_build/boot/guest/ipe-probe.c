@@ -161,7 +161,7 @@ static void drain_audit(void)
         message.head.nlmsg_flags = NLM_F_REQUEST;
         message.head.nlmsg_seq = mark_number;
         if (sendto(audit_socket, &message, message.head.nlmsg_len, 0, (struct sockaddr *)&kernel, sizeof(kernel)) >= 0 &&
-            await_log(wanted, 3000))
+            await_log(wanted, 10000))
             return;
     }
     await_log(wanted, 400); /* no audit socket: give the audit thread time */
