@@ -4,8 +4,11 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <setjmp.h>
+#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
@@ -33,6 +36,9 @@ int crew_next(crew *c, uint64_t *unit) {
     return *unit < c->units;
 }
 
+static void bus_begin(void);
+static void bus_end(void);
+
 static void *crew_thread(void *data) {
     crew *c = data;
     void *scratch = NULL;
@@ -56,6 +62,7 @@ void crew_run(crew *c, unsigned threads, int (*tick)(void *, uint64_t done), voi
     pthread_cond_init(&c->idle, &attributes);
     pthread_condattr_destroy(&attributes);
     if (threads > c->units) threads = c->units ? (unsigned)c->units : 1;
+    bus_begin();
     pthread_t *handles = calloc(threads, sizeof *handles);
     unsigned started = 0;
     while (handles && threads > 1 && started < threads) {
@@ -92,6 +99,7 @@ void crew_run(crew *c, unsigned threads, int (*tick)(void *, uint64_t done), voi
     pthread_mutex_unlock(&c->lock);
     for (unsigned i = 0; i < started; i++) pthread_join(handles[i], NULL);
     free(handles);
+    bus_end();
     pthread_cond_destroy(&c->idle);
     pthread_mutex_destroy(&c->lock);
 }
@@ -150,6 +158,53 @@ static int in_hole(int file, uint64_t start, uint64_t end, uint64_t *asked, uint
     return end <= *data_from;
 }
 
+/* --- The page cache as it is -------------------------------------------------------------------------------------------------- */
+
+/* Copying a file out of the page cache with pread costs half as much as hashing it does, so full chunks are mapped and hashed where they
+ * are. A page that cannot be read, or is no longer there since the file was cut, then shows as SIGBUS: the handler leaves the hashing, and
+ * the chunk is read with pread, which says what is wrong and where. */
+static _Thread_local sigjmp_buf bus_escape;
+static _Thread_local volatile sig_atomic_t bus_armed;
+static pthread_mutex_t bus_lock = PTHREAD_MUTEX_INITIALIZER;
+static unsigned bus_users;
+static struct sigaction bus_before;
+
+static void on_bus(int number) {
+    if (bus_armed) {
+        bus_armed = 0;
+        siglongjmp(bus_escape, 1);
+    }
+    sigaction(number, &bus_before, NULL); /* not ours: the access is repeated, and meets the handler that was there before */
+}
+
+static void bus_begin(void) {
+    struct sigaction action;
+    memset(&action, 0, sizeof action);
+    action.sa_handler = on_bus;
+    action.sa_flags = SA_NODEFER | SA_ONSTACK;
+    sigemptyset(&action.sa_mask);
+    pthread_mutex_lock(&bus_lock);
+    if (!bus_users++) sigaction(SIGBUS, &action, &bus_before);
+    pthread_mutex_unlock(&bus_lock);
+}
+
+static void bus_end(void) {
+    pthread_mutex_lock(&bus_lock);
+    if (!--bus_users) sigaction(SIGBUS, &bus_before, NULL);
+    pthread_mutex_unlock(&bus_lock);
+}
+
+#define MAP_FROM (64u << 10)
+
+/* Maps [offset, offset + size) of a file; NULL when it is small or cannot be mapped. */
+static const uint8_t *map_part(int file, uint64_t offset, size_t size, void **mapping, size_t *mapped) {
+    size_t before = (size_t)(offset % 4096);
+    if (size < MAP_FROM || sysconf(_SC_PAGESIZE) != 4096) return NULL;
+    *mapped = size + before;
+    *mapping = mmap(NULL, *mapped, PROT_READ, MAP_SHARED | MAP_POPULATE, file, (off_t)(offset - before));
+    return *mapping == MAP_FAILED ? NULL : (const uint8_t *)*mapping + before;
+}
+
 /* --- A level of a tree --------------------------------------------------------------------------------------------------------- */
 
 static uint64_t slot_offset(const level_task *t, uint64_t index) {
@@ -167,30 +222,62 @@ typedef struct {
 
 static size_t digests_room(const level_task *t) { return (t->unit_blocks / t->per_block + 2) * t->hash_block_size; }
 
-/* Puts the digests of blocks [first, first + count) to their places behind s->digests, where block `base`'s lies. */
-static int level_chunk(crew *c, const level_task *t, level_scratch *s, uint64_t base, uint64_t first, size_t count, uint64_t *seen) {
+/* Puts the digests of `count` blocks at `data` (NULL: of zeros) to their places behind s->digests, where block `base`'s lies. */
+static int level_blocks(const level_task *t, level_scratch *s, const uint8_t *data, uint64_t base, uint64_t first, size_t count) {
     size_t block_size = t->hash.block_size, digest_size = t->hash.algorithm->digest_size, some = 0;
-    uint64_t start = first * block_size, offset = t->source_offset + start, at;
-    uint64_t left = t->source_bytes - start;
-    size_t size = left < count * block_size ? (size_t)left : count * block_size;
-    int hole = in_hole(t->source, offset, offset + size, &seen[0], &seen[1]), error;
-    if (!hole) {
-        int status = read_all(t->source, s->data, size, offset, &at, &error);
-        if (status) return crew_fail(c, status, error, at), -1;
-        memset(s->data + size, 0, count * block_size - size);
-    }
     for (size_t i = 0; i < count; i++) {
         uint8_t *out = s->digests + (slot_offset(t, first + i) - slot_offset(t, base));
-        const uint8_t *block = s->data + i * block_size;
-        if (hole || is_zero(block, block_size)) {
+        const uint8_t *block = data + i * block_size;
+        if (!data || is_zero(block, block_size)) {
             memcpy(out, t->zero_digest, digest_size);
         } else {
             s->blocks[some] = block;
             s->outs[some++] = out;
         }
     }
-    if (hasher_many(&t->hash, &s->thread, s->blocks, s->outs, some)) return crew_fail(c, STATUS_INTERNAL, EIO, offset), -1;
-    return 0;
+    return hasher_many(&t->hash, &s->thread, s->blocks, s->outs, some);
+}
+
+/* The same where the file's pages are. 1 when that cannot be done: the chunk must be read. */
+static int level_mapped(const level_task *t, level_scratch *s, uint64_t offset, uint64_t base, uint64_t first, size_t count) {
+    void *volatile mapping = NULL;
+    volatile size_t mapped = 0;
+    void *place = NULL;
+    size_t size = 0;
+    const uint8_t *data = map_part(t->source, offset, count * t->hash.block_size, &place, &size);
+    if (!data) return 1;
+    mapping = place;
+    mapped = size;
+    volatile int result = 1;
+    if (!sigsetjmp(bus_escape, 0)) {
+        bus_armed = 1;
+        result = level_blocks(t, s, data, base, first, count) ? -1 : 0;
+        bus_armed = 0;
+    }
+    munmap(mapping, mapped);
+    return result;
+}
+
+static int level_chunk(crew *c, const level_task *t, level_scratch *s, uint64_t base, uint64_t first, size_t count, uint64_t *seen) {
+    size_t block_size = t->hash.block_size;
+    uint64_t start = first * block_size, offset = t->source_offset + start, at;
+    uint64_t left = t->source_bytes - start;
+    size_t size = left < count * block_size ? (size_t)left : count * block_size;
+    const uint8_t *data = s->data;
+    int error, failed = 1;
+    if (in_hole(t->source, offset, offset + size, &seen[0], &seen[1]))
+        data = NULL;
+    else if (t->hash.kernel && size == count * block_size) /* never with a signal's jump through OpenSSL */
+        failed = level_mapped(t, s, offset, base, first, count);
+    if (failed > 0) {
+        if (data) {
+            int status = read_all(t->source, s->data, size, offset, &at, &error);
+            if (status) return crew_fail(c, status, error, at), -1;
+            memset(s->data + size, 0, count * block_size - size);
+        }
+        failed = level_blocks(t, s, data, base, first, count);
+    }
+    return failed ? crew_fail(c, STATUS_INTERNAL, EIO, offset), -1 : 0;
 }
 
 /* Compares a unit's digests with the target's. */
