@@ -18,7 +18,7 @@ from ipe_build.kernel.embedded import certificate_facts
 from ipe_build.kernel.fragment import Fragment, fragment, render_fragment
 from ipe_build.kernel.inspect import KernelFacts, inspect_kernel
 from ipe_build.kernel.needs import ROWS, Need
-from ipe_build.kernel.profiles import ALWAYS, BOARDS, BRINGS, DEBIAN_SOURCE, board_of_name, kernel_request, need_of_name
+from ipe_build.kernel.profiles import ALWAYS, BOARDS, BRINGS, DEBIAN_SOURCE, board_of_name, kernel_request, need_of_name, with_brought
 from ipe_build.kernel.trust import KernelTrust
 from ipe_build.policy.parser import Role, parse
 from ipe_build.policy.properties import PROPERTY_OF_NAME
@@ -65,10 +65,11 @@ def _need_options(parser: ArgumentParser) -> None:
 def _fragment(arguments: Namespace) -> Fragment:
     """Returns the fragment that the options ask for."""
     asked = {need_of_name(name) for name in arguments.feature}
-    asked |= {brought for need in asked for brought in BRINGS.get(need, ())}
     asked |= set(board_of_name(arguments.board).needs) if arguments.board else set()
     names = [*arguments.property, *(name for path in arguments.policy for name in _properties_of(path))]
-    return fragment({*ALWAYS, *asked}, dict.fromkeys(names), boot_policy=arguments.boot_policy, trusted_keys=arguments.trusted_keys)
+    return fragment(
+        with_brought({*ALWAYS, *asked}), dict.fromkeys(names), boot_policy=arguments.boot_policy, trusted_keys=arguments.trusted_keys
+    )
 
 
 def _properties_of(path: Path) -> tuple[str, ...]:

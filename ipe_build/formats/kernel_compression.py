@@ -22,6 +22,11 @@ _ZSTD_WINDOW_LOG = 28
 _STEP = 1 << 20
 _LZ4_BLOCK = 8 << 20
 """Bytes at most in a block of the legacy LZ4 format."""
+_LZO_BLOCK = 64 << 20
+"""Bytes at most in a block of lzop (MAX_BLOCK_SIZE in its src/conf.h)."""
+_LZOP_MAGIC = b"\x89LZO\0\r\n\x1a\n"
+_LZOP_WITH_LEVEL = 0x940
+_LZOP_FILTER = 0x800
 _LZ4_MAGIC = b"\x02\x21\x4c\x18"
 
 
@@ -177,6 +182,100 @@ def _copy_back(out: bytearray, distance: int, length: int) -> None:
         out += (piece * (length // distance + 1))[:length]
 
 
+def _lzop(data: bytes) -> bytes:
+    """Unpacks what lzop writes: a header, then blocks, each after its sizes and checksums (32 bits, big-endian).
+
+    The checksums are not compared. Source: Linux lib/decompress_unlzo.c (parse_header, unlzo); lzop's src/conf.h (the flags).
+    """
+    (version,) = struct.unpack_from(">H", data, len(_LZOP_MAGIC))
+    if version < _LZOP_WITH_LEVEL:
+        raise ValueError(f"lzop wrote it in format {version:#x}, wanted 0x940 or newer")
+    (flags,) = struct.unpack_from(">I", data, 17)
+    at = 21 + (4 if flags & _LZOP_FILTER else 0) + 12
+    at += 1 + data[at] + 4
+    plain_sums = bool(flags & 0x1) + bool(flags & 0x100)
+    packed_sums = bool(flags & 0x2) + bool(flags & 0x200)
+    out: list[bytes] = []
+    total = 0
+    while True:
+        (size,) = struct.unpack_from(">I", data, at)
+        if size == 0:
+            return b"".join(out)
+        (packed,) = struct.unpack_from(">I", data, at + 4)
+        at += 8 + 4 * plain_sums + (4 * packed_sums if packed < size else 0)
+        if size > _LZO_BLOCK or packed > min(size, len(data) - at):
+            raise ValueError("a block is larger than it can be")
+        raw = data[at : at + packed]
+        block = raw if packed == size else _lzo1x(raw, size)
+        total = _count(total, block)
+        out.append(block)
+        at += packed
+
+
+def _lzo1x(data: bytes, size: int) -> bytes:
+    """Returns the `size` bytes of one LZO1X block. Source: Linux Documentation/staging/lzo.rst."""
+    out = bytearray()
+    at = state = 0
+    if data[0] > 17:
+        state = data[0] - 17
+        out += data[1 : 1 + state]
+        at = 1 + state
+        state = min(state, 4)
+    while True:
+        code = data[at]
+        at += 1
+        if code < 16 and state == 0:
+            length, at = _lzo_length(code, 15, data, at)
+            out += data[at : at + length + 3]
+            at += length + 3
+            state = 4
+        else:
+            distance, length, state, at = _lzo_match(code, state, data, at)
+            if distance == 0:
+                break
+            _copy_back(out, distance, length)
+            out += data[at : at + state]
+            at += state
+        if len(out) > size:
+            raise ValueError("a block is larger than it says")
+    if len(out) != size:
+        raise ValueError(f"a block has {len(out)} bytes, it says {size}")
+    return bytes(out)
+
+
+def _lzo_match(code: int, state: int, data: bytes, at: int) -> tuple[int, int, int, int]:
+    """Returns distance (0: the end of the block), length, the number of literals that follow, and the next place."""
+    if code >= 64:
+        return 1 + (code >> 2 & 7) + (data[at] << 3), (code >> 5) + 1, code & 3, at + 1
+    if code < 16:
+        near = (code >> 2) + (data[at] << 2) + 1
+        return (near + 0x800, 3, code & 3, at + 1) if state == 4 else (near, 2, code & 3, at + 1)
+    if code >= 32:
+        length, at = _lzo_length(code & 31, 31, data, at)
+        base = 1
+    else:
+        length, at = _lzo_length(code & 7, 7, data, at)
+        base = (code & 8) << 11
+    word = data[at] | data[at + 1] << 8
+    distance = base + (word >> 2)
+    if code < 32:
+        distance = distance + 0x4000 if distance else 0
+    return distance, length + 2, word & 3, at + 2
+
+
+def _lzo_length(value: int, most: int, data: bytes, at: int) -> tuple[int, int]:
+    """Returns a length whose bits in the code are all zero when it goes on: 255 for each zero byte, then the last byte."""
+    if value:
+        return value, at
+    value = most
+    while data[at] == 0:
+        value += 255
+        at += 1
+        if value > _LZO_BLOCK:
+            raise ValueError("a length is larger than a block")
+    return value + data[at], at + 1
+
+
 COMPRESSIONS: tuple[KernelCompression, ...] = (
     KernelCompression("gzip", b"\x1f\x8b", _gzip),
     KernelCompression("xz", b"\xfd7zXZ\0", _xz),
@@ -184,4 +283,5 @@ COMPRESSIONS: tuple[KernelCompression, ...] = (
     KernelCompression("bzip2", b"BZh", _bzip2),
     KernelCompression("zstd", b"\x28\xb5\x2f\xfd", _zstd),
     KernelCompression("lz4", _LZ4_MAGIC, _lz4),
+    KernelCompression("lzo", _LZOP_MAGIC, _lzop),
 )

@@ -218,7 +218,7 @@ def _make(request: KernelRequest, tree: SourceTree, output: Path, log: Path, epo
         ("KBUILD_BUILD_HOST", "ipe-build"),
         ("KBUILD_BUILD_VERSION", "1"),
     )
-    return Make(tree.folder, output, variables, log)
+    return Make(tree.folder, output.resolve(), variables, log)
 
 
 def _compiler(request: KernelRequest, host: Host) -> str:

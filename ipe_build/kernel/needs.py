@@ -57,6 +57,8 @@ ROWS: tuple[Row, ...] = (
     *_rows(
         Need.IPE,
         ("EXPERT", "y", "several symbols below can be set only with it"),
+        ("MULTIUSER", "y", "SECURITY depends on it"),
+        ("SYSFS", "y", "SECURITY depends on it"),
         ("NET", "y", "AUDIT depends on it"),
         ("AUDIT", "y", "IPE depends on it: every denial is an audit record"),
         ("AUDITSYSCALL", "y", "IPE depends on it; the record names the system call"),
@@ -101,6 +103,7 @@ ROWS: tuple[Row, ...] = (
     ),
     *_rows(
         Need.PLATFORM_KEYRING,
+        ("SYSTEM_BLACKLIST_KEYRING", "y", "INTEGRITY_PLATFORM_KEYRING depends on it: the firmware's dbx"),
         ("INTEGRITY", "y", "the menu of integrity keyrings"),
         ("INTEGRITY_SIGNATURE", "y", "integrity keyrings"),
         ("INTEGRITY_ASYMMETRIC_KEYS", "y", "certificates in integrity keyrings"),
@@ -245,11 +248,13 @@ ROWS: tuple[Row, ...] = (
         ("SYSFS", "y", "/sys"),
         ("DEVTMPFS", "y", "/dev without a device manager"),
         ("UNIX", "y", "local sockets"),
+        ("TTY", "y", "UNIX98_PTYS depends on it"),
         ("UNIX98_PTYS", "y", "pseudo terminals"),
     ),
     *_rows(
         Need.QEMU_X86_64,
         ("64BIT", "y", "x86-64"),
+        ("BLOCK", "y", "block devices"),
         ("CC_OPTIMIZE_FOR_PERFORMANCE", "y", "emulated code runs no faster for being small"),
         ("KERNEL_GZIP", "y", "unpacks fast under emulation, and relinks fast"),
         ("PCI", "y", "the bus of the board"),
@@ -298,6 +303,7 @@ ROWS: tuple[Row, ...] = (
     ),
     *_rows(
         Need.INSPECTION,
+        ("PROC_FS", "y", "IKCONFIG_PROC depends on it"),
         ("IKCONFIG", "y", "the audit reads the configuration out of the image"),
         ("IKCONFIG_PROC", "y", "/proc/config.gz"),
     ),

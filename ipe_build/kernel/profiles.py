@@ -38,19 +38,25 @@ ALWAYS = (Need.IPE, Need.DM_VERITY, Need.DM_VERITY_SIGNATURE, Need.INITRAMFS, Ne
 
 BRINGS: Mapping[Need, tuple[Need, ...]] = MappingProxyType(
     {
+        Need.DM_VERITY_SIGNATURE: (Need.DM_VERITY,),
+        Need.FS_VERITY_SIGNATURE: (Need.FS_VERITY,),
+        Need.SECONDARY_KEYRING: (Need.DM_VERITY_SIGNATURE,),
+        Need.PLATFORM_KEYRING: (Need.DM_VERITY_SIGNATURE, Need.EFI),
+        Need.MODULES_GZIP: (Need.MODULES,),
+        Need.MODULES_XZ: (Need.MODULES,),
+        Need.MODULES_ZSTD: (Need.MODULES,),
+        Need.IMA: (Need.SECONDARY_KEYRING,),
         Need.PROBES: (
+            Need.MODULES,
             Need.EROFS,
             Need.SQUASHFS,
             Need.EXT4,
-            Need.FS_VERITY,
             Need.FS_VERITY_SIGNATURE,
-            Need.SECONDARY_KEYRING,
             Need.REVOCATION,
             Need.FIRMWARE,
             Need.IMA,
             Need.KEXEC,
         ),
-        Need.FS_VERITY_SIGNATURE: (Need.FS_VERITY,),
     }
 )
 """What a feature brings with it. `probes` brings all that IPE can be asked about, so that one kernel serves every probe and test."""
@@ -95,9 +101,8 @@ def kernel_request(
     `properties` are the IPE properties that the policies use. Raises: InputError for a name that is not in its table.
     """
     chosen = board_of_name(board)
-    asked = {need_of_name(name) for name in features}
-    asked |= {brought for need in asked for brought in BRINGS.get(need, ())}
-    asked |= {*ALWAYS, *chosen.needs, _row(FILESYSTEMS, filesystem, "filesystem")}
+    asked = {need_of_name(name) for name in features} | {*ALWAYS, *chosen.needs, _row(FILESYSTEMS, filesystem, "filesystem")}
+    asked = with_brought(asked)
     compression = _row(MODULE_COMPRESSIONS, module_compression, "module compression")
     if compression is None and Need.PROBES in asked:
         compression = Need.MODULES_ZSTD
@@ -120,6 +125,18 @@ def kernel_request(
 def demo_kernel_request(source: Path = DEBIAN_SOURCE) -> KernelRequest:
     """Returns the request that conf/demo.toml gives and that all tests use, so that this kernel is compiled once."""
     return kernel_request(source)
+
+
+def with_brought(needs: Iterable[Need]) -> set[Need]:
+    """Returns the needs, what they bring, and what that brings."""
+    found: set[Need] = set()
+    waiting = list(needs)
+    while waiting:
+        need = waiting.pop()
+        if need not in found:
+            found.add(need)
+            waiting += BRINGS.get(need, ())
+    return found
 
 
 def board_of_name(name: str) -> Board:
