@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
-from ipe_build.audit.facts import BootEntry, ImageFacts, KernelView, RootPartitions
+from ipe_build.audit.facts import BootEntry, EspFacts, ImageFacts, KernelView, ModuleView, RootFiles, RootPartitions
 from ipe_build.boot.entry import read_entry
 from ipe_build.errors import InputError, IpeBuildError
 from ipe_build.formats.cpio import CpioEntry, read_archives
 from ipe_build.formats.gpt import Partition
 from ipe_build.formats.kernel_compression import compression_of, unpack
+from ipe_build.formats.verity import SUPERBLOCK_SIZE, Superblock, parse_superblock
 from ipe_build.host import Host
 from ipe_build.image.disk import Disk, read_disk
 from ipe_build.image.filesystem import FilesystemType, detect_filesystem
 from ipe_build.kernel.inspect import inspect_kernel
+from ipe_build.kernel.modules import verify_module
+from ipe_build.policy.facts import Facts
+from ipe_build.policy.survey import Kind
+from ipe_build.policy.survey_image import survey
 from ipe_build.policy.versions import KernelVersion
 from ipe_build.signing.loading import parse_certificates
 
@@ -53,16 +59,39 @@ def _examine(image: Path, kernel_file: Path | None, scratch: Path, host: Host) -
     root = attempt("root partitions", lambda: _root_partitions(disk, scratch))
     entry = attempt("boot entry", lambda: _boot_entry(image, scratch, host))
     kernel_bytes = kernel_file.read_bytes() if kernel_file is not None else entry.kernel if entry is not None else None
+    kernel = attempt("kernel", lambda: view_kernel(kernel_bytes)) if kernel_bytes is not None else None
     return ImageFacts(
         image=image,
         table=disk.table,
         root=root,
+        superblock=attempt("verity superblock", lambda: _superblock(root)) if root is not None else None,
+        esp=attempt("EFI system partition", lambda: _esp(disk, host)),
         boot_entry=entry,
-        kernel=attempt("kernel", lambda: view_kernel(kernel_bytes)) if kernel_bytes is not None else None,
+        kernel=kernel,
         initramfs=attempt("initramfs", lambda: read_initramfs(entry.initramfs)) if entry is not None else None,
-        rootfs=attempt("root filesystem", lambda: _rootfs(root, scratch, host)) if root is not None else None,
+        files=attempt("root filesystem", lambda: _root_files(root, kernel, scratch, host)) if root is not None else None,
         unreadable=unreadable,
     )
+
+
+def _superblock(root: RootPartitions) -> Superblock | None:
+    """Returns the superblock of the hash partition."""
+    if root.hash_file is None:
+        return None
+    with root.hash_file.open("rb") as file:
+        return parse_superblock(file.read(SUPERBLOCK_SIZE), where="root-verity")
+
+
+def _esp(disk: Disk, host: Host) -> EspFacts | None:
+    """Returns the names in the EFI system partition and the boot loader's settings."""
+    if disk.esp is None:
+        return None
+    place = f"{disk.path.absolute()}@@{disk.esp.offset_bytes}"
+    listing = host.run(["mdir", "-i", place, "-/", "-b", "::/"], env={"MTOOLS_SKIP_CHECK": "1"}).text
+    files = tuple(line.strip().removeprefix("::") for line in listing.splitlines() if line.strip() and not line.strip().endswith("/"))
+    if "/loader/loader.conf" not in files:
+        return EspFacts(files, "")
+    return EspFacts(files, host.run(["mcopy", "-i", place, "::/loader/loader.conf", "-"], env={"MTOOLS_SKIP_CHECK": "1"}).text)
 
 
 def view_kernel(data: bytes) -> KernelView:
@@ -71,11 +100,14 @@ def view_kernel(data: bytes) -> KernelView:
     return KernelView(
         release=facts.version,
         version=KernelVersion.of_text(facts.version),
+        architecture=facts.architecture,
         ipe=facts.ipe,
         boot_policy=facts.boot_policy,
         certificates=tuple(one for der in facts.certificates for one in parse_certificates(der, "certificate in the kernel")),
+        revoked=tuple(one for der in facts.revoked for one in parse_certificates(der, "revoked certificate in the kernel")),
         lsms=facts.lsms,
         config=facts.config,
+        command_line=facts.command_line,
     )
 
 
@@ -167,8 +199,32 @@ def extract_filesystem(image: Path, folder: Path, host: Host) -> Path:
     return folder
 
 
-def _rootfs(root: RootPartitions, scratch: Path, host: Host) -> Path | None:
-    """Returns a folder with the files of the root filesystem."""
+def _root_files(root: RootPartitions, kernel: KernelView | None, scratch: Path, host: Host) -> RootFiles | None:
+    """Returns the files of the root filesystem, and what this kernel would answer to each of its modules."""
     if root.data_file is None:
         return None
-    return extract_filesystem(root.data_file, scratch / "rootfs", host)
+    filesystem = detect_filesystem(root.data_file)
+    folder = extract_filesystem(root.data_file, scratch / "rootfs", host)
+    found = survey(folder, host, Facts())
+    modules = [entry.path for entry in found.entries if entry.kind in (Kind.MODULE, Kind.COMPRESSED_MODULE)]
+    return RootFiles(
+        folder=folder,
+        filesystem=str(filesystem),
+        size_bytes=root.data_file.stat().st_size,
+        survey=found,
+        modules=tuple(_module(folder, path, kernel) for path in modules) if kernel is not None else (),
+        setuid=tuple(path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*")) if _is_setuid(path)),
+    )
+
+
+def _module(folder: Path, path: str, kernel: KernelView) -> ModuleView:
+    """Returns what the kernel answers to a module of the root."""
+    verdict = verify_module(folder / path, kernel.certificates, revoked=kernel.revoked, release=kernel.release)
+    signer = verdict.certificate.subject.rfc4514_string() if verdict.certificate is not None else ""
+    return ModuleView(path, signer, verdict.facts.compression if verdict.facts is not None else "", verdict.errno, verdict.reason)
+
+
+def _is_setuid(path: Path) -> bool:
+    """Returns whether a file runs with its owner's or group's rights."""
+    status = path.lstat()
+    return stat.S_ISREG(status.st_mode) and bool(status.st_mode & (stat.S_ISUID | stat.S_ISGID))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
-from ipe_build.audit import checks_disk, checks_kernel, checks_policy
+from ipe_build.audit import checks_boot, checks_disk, checks_kernel, checks_policy, checks_root
 from ipe_build.audit.facts import ImageFacts
 from ipe_build.audit.findings import AuditReport, Finding, Severity
 from ipe_build.audit.outcome import Outcome
@@ -31,33 +31,86 @@ CHECKS: tuple[Check, ...] = (
     Check(
         "root-partitions", ERROR, "an image needs one root, one root-verity and one root-verity-sig partition", checks_disk.root_partitions
     ),
+    Check("root-unique", WARNING, "leave one set, or name the root hash in the initramfs", checks_disk.root_is_unique),
+    Check("partition-read-only", NOTE, "set attribute bit 60, so that tools mount it read-only", checks_disk.read_only_flags),
     Check("partition-uuids", ERROR, "discoverable partitions take their UUIDs from the root hash", checks_disk.partition_uuids),
+    Check("other-partitions", NOTE, "mount them noexec; IPE denies code from there in any case", checks_disk.other_partitions),
     Check("signature-partition", ERROR, "write the partition from the signed root hash (.verity-sig)", checks_disk.signature_partition),
+    Check("signature-fingerprint", WARNING, "write the partition anew with the signer's certificate", checks_disk.signature_fingerprint),
+    Check("verity-superblock", ERROR, "make the hash tree from exactly this data: ipe-build verity format", checks_disk.superblock),
+    Check("verity-hash", ERROR, "use sha256 or stronger", checks_disk.hash_strength),
+    Check("verity-salt", NOTE, "give a salt: [verity] salt", checks_disk.salt),
     Check("hash-tree", ERROR, "make the hash tree from exactly this data: ipe-build verity format", checks_disk.hash_tree),
     Check(
         "root-hash-signature", ERROR, "sign the root hash with a key whose certificate is in the kernel", checks_disk.root_hash_signature
     ),
     Check(
-        "boot-entry", ERROR, "the EFI system partition needs loader/entries/*.conf with linux, initrd and options", checks_kernel.boot_entry
+        "boot-entry", ERROR, "the EFI system partition needs loader/entries/*.conf with linux, initrd and options", checks_boot.boot_entry
     ),
-    Check("command-line", ERROR, "take the word off the command line: it weakens or switches off enforcement", checks_kernel.command_line),
-    Check("initramfs-init", ERROR, "build the initramfs with ipe-build image initramfs", checks_kernel.initramfs_init),
-    Check("initramfs-root-hash", ERROR, "build initramfs and disk from the same root hash", checks_kernel.initramfs_root_hash),
+    Check("boot-entry-unique", NOTE, "leave one entry, or audit the others with --kernel", checks_boot.one_boot_entry),
+    Check("boot-loader", NOTE, "[disk] boot_loader = true puts systemd-boot there", checks_boot.boot_loader),
+    Check("boot-loader-editor", WARNING, "write `editor no` into loader/loader.conf", checks_boot.boot_loader_editor),
+    Check("command-line-signed", NOTE, "use a signed UKI with Secure Boot, or measure it", checks_boot.unsigned_command_line),
+    Check("command-line-enforce", ERROR, "take ipe.enforce=0 off the command line", checks_boot.command_line_enforce),
+    Check("command-line-lsm", ERROR, "add ipe to lsm=, or take lsm= off", checks_boot.command_line_lsm),
+    Check("command-line-security", ERROR, "take security= off the command line", checks_boot.command_line_security),
+    Check("command-line-init", ERROR, "take it off the command line", checks_boot.command_line_init),
+    Check("command-line-modules", WARNING, "take it off the command line", checks_boot.command_line_modules),
+    Check("command-line-verity", ERROR, "take it off the command line", checks_boot.command_line_verity),
+    Check("command-line-debug", WARNING, "take it off the command line of a device", checks_boot.command_line_debug),
+    Check("command-line-mitigations", WARNING, "take it off the command line of a device", checks_boot.command_line_mitigations),
+    Check("command-line-memory", WARNING, "take it off the command line of a device", checks_boot.command_line_memory),
+    Check("command-line-root-hash", ERROR, "name this disk's root hash", checks_boot.command_line_root_hash),
+    Check("initramfs-init", ERROR, "build the initramfs with ipe-build image initramfs", checks_boot.initramfs_init),
+    Check("initramfs-unpacks", ERROR, "choose another [initramfs] compression, or enable the symbol", checks_boot.initramfs_unpacks),
+    Check("initramfs-programs", WARNING, "leave out what ipe-init does not need", checks_boot.initramfs_programs),
+    Check("initramfs-root-hash", ERROR, "build initramfs and disk from the same root hash", checks_boot.initramfs_root_hash),
+    Check("initramfs-filesystem", ERROR, "build initramfs and disk from the same configuration", checks_boot.initramfs_filesystem),
+    Check("initramfs-signature", WARNING, "let ipe-init hand the signature to the kernel", checks_boot.initramfs_signature),
+    Check("initramfs-policy", ERROR, "put the signed policy where ipe-init looks for it", checks_boot.initramfs_policy),
+    Check("initramfs-failure", NOTE, "a recovery program runs without a verity root; know what it may do", checks_boot.initramfs_failure),
+    Check("initramfs-override", NOTE, "[initramfs] init_override = false on a device", checks_boot.initramfs_override),
+    Check("initramfs-mac-admin", NOTE, '[initramfs] drop_capabilities = ["CAP_MAC_ADMIN"]', checks_boot.mac_admin),
+    Check("init-program", ERROR, "name the first program of the root: [initramfs] init", checks_boot.init_program),
     Check("kernel-ipe", ERROR, "build the kernel with the fragment of ipe-build kernel fragment", checks_kernel.kernel_ipe),
-    Check(
-        "module-signatures",
-        WARNING,
-        "set CONFIG_MODULE_SIG_FORCE, or module.sig_enforce=1 on the command line",
-        checks_kernel.kernel_modules,
-    ),
+    Check("kernel-lsm", ERROR, "add ipe to CONFIG_LSM", checks_kernel.lsm_order),
+    Check("kernel-architecture", ERROR, "put the kernel for this root into the EFI system partition", checks_kernel.architecture),
+    Check("kernel-config", NOTE, "enable CONFIG_IKCONFIG, so that a finished image can be audited in full", checks_kernel.ikconfig),
+    Check("kernel-properties", ERROR, "enable the symbol, or use another property", checks_kernel.properties_enabled),
+    Check("kernel-verity-signatures", ERROR, "enable CONFIG_DM_VERITY_VERIFY_ROOTHASH_SIG", checks_kernel.verity_signatures),
+    Check("kernel-filesystem", ERROR, "build the filesystem in: =y", checks_kernel.root_filesystem_driver),
+    Check("kernel-hash", ERROR, "build the algorithm in: =y", checks_kernel.verity_hash_driver),
     Check(
         "kernel-certificates", ERROR, "give the certificates to the kernel build (CONFIG_SYSTEM_TRUSTED_KEYS)", checks_kernel.certificates
     ),
     Check("test-keys", WARNING, "production devices need keys of their own: [keys] in the configuration", checks_kernel.test_keys),
+    Check("weak-certificates", ERROR, "make a stronger key", checks_kernel.weak_certificates),
     Check("certificate-validity", WARNING, "renew the certificate before the next build", checks_kernel.certificate_validity),
+    Check("revoked-signers", ERROR, "sign anew with a key that is not revoked", checks_kernel.revoked_signers),
+    Check(
+        "autogenerated-key", WARNING, 'set CONFIG_MODULE_SIG_KEY="" and sign with ipe-build modules sign', checks_kernel.autogenerated_key
+    ),
+    Check("module-signatures", WARNING, "set CONFIG_MODULE_SIG_FORCE", checks_kernel.module_signatures),
+    Check("module-compression", ERROR, "compress modules as the kernel unpacks them", checks_kernel.module_compression),
+    Check("kernel-kexec", WARNING, "disable CONFIG_KEXEC; kexec_file_load is judged by op=KEXEC_IMAGE", checks_kernel.kexec_unsigned),
+    Check("kernel-devmem", WARNING, "disable CONFIG_DEVMEM", checks_kernel.dev_mem),
+    Check("kernel-kcore", NOTE, "disable CONFIG_PROC_KCORE", checks_kernel.proc_kcore),
+    Check("kernel-debugfs", NOTE, "disable CONFIG_DEBUG_FS", checks_kernel.debug_fs),
+    Check("kernel-bpf", WARNING, "disable CONFIG_BPF_SYSCALL, or enable CONFIG_BPF_UNPRIV_DEFAULT_OFF", checks_kernel.bpf_syscall),
+    Check("kernel-hibernation", WARNING, "disable CONFIG_HIBERNATION", checks_kernel.hibernation),
+    Check("kernel-firmware-helper", NOTE, "disable CONFIG_FW_LOADER_USER_HELPER", checks_kernel.firmware_helper),
+    Check("kernel-ptrace", NOTE, "enable CONFIG_SECURITY_YAMA", checks_kernel.yama),
+    Check("kernel-lockdown", NOTE, "enable CONFIG_SECURITY_LOCKDOWN_LSM", checks_kernel.lockdown),
+    Check("kernel-kaslr", NOTE, "enable CONFIG_RANDOMIZE_BASE", checks_kernel.kaslr),
+    Check("kernel-stack", NOTE, "enable CONFIG_STACKPROTECTOR_STRONG", checks_kernel.stack_protector),
+    Check("kernel-usercopy", NOTE, "enable CONFIG_HARDENED_USERCOPY", checks_kernel.usercopy),
+    Check("kernel-rwx", WARNING, "enable CONFIG_STRICT_KERNEL_RWX", checks_kernel.strict_rwx),
+    Check("kernel-proc-mem", WARNING, "enable CONFIG_PROC_MEM_NO_FORCE", checks_kernel.proc_mem),
     Check("boot-policy-parses", ERROR, "with this policy the device would boot with nothing enforced", checks_policy.boot_policy_parses),
     Check("boot-policy-denies", ERROR, "a boot policy ends in DEFAULT action=DENY", checks_policy.boot_policy_denies),
     Check("boot-policy-initramfs", ERROR, "add op=EXECUTE boot_verified=TRUE action=ALLOW", checks_policy.boot_policy_initramfs),
+    Check("boot-policy-lint", WARNING, "ipe-build policy check says more", checks_policy.boot_policy_lint),
+    Check("boot-policy-ima", WARNING, "add op=X509_CERT boot_verified=TRUE action=ALLOW", checks_policy.ima_certificate),
     Check(
         "device-policy-signature",
         ERROR,
@@ -65,16 +118,32 @@ CHECKS: tuple[Check, ...] = (
         checks_policy.device_policy_signature,
     ),
     Check("device-policy-parses", ERROR, "the kernel would refuse it and the initramfs would stop", checks_policy.device_policy_parses),
+    Check("device-policy-names", ERROR, "give each policy a name of its own", checks_policy.device_policy_names),
+    Check("device-policy-version", ERROR, "raise its version above the boot policy's", checks_policy.device_policy_version),
     Check(
         "device-policy-denies",
         ERROR,
         "a device policy ends in DEFAULT action=DENY for EXECUTE and KMODULE",
         checks_policy.device_policy_denies,
     ),
+    Check("device-policy-reads", WARNING, "deny by default, or add a rule for the operation", checks_policy.kernel_reads),
+    Check("device-policy-memory", WARNING, "deny EXECUTE by default and allow by =TRUE properties only", checks_policy.anonymous_memory),
     Check(
-        "device-policy-init", ERROR, "let the policy allow the verity root, or nothing of it can start", checks_policy.device_policy_root
+        "device-policy-root", ERROR, "let the policy allow the verity root, or nothing of it can start", checks_policy.device_policy_root
     ),
     Check("device-policy-initramfs", WARNING, "whatever is written into the initramfs counts as boot_verified", checks_policy.final_policy),
+    Check("device-policy-lint", WARNING, "ipe-build policy check says more", checks_policy.device_policy_lint),
+    Check("root-programs", ERROR, "let the device policy allow it, or take it out", checks_root.programs_admitted),
+    Check("root-modules", ERROR, "let the device policy allow it, or take it out", checks_root.modules_admitted),
+    Check("root-firmware", WARNING, "let the device policy allow it, or take it out", checks_root.firmware_admitted),
+    Check("root-modules-load", ERROR, "sign the module for this kernel: ipe-build modules sign", checks_root.modules_load),
+    Check("root-module-loader", WARNING, "use kmod, or a BusyBox that loads with finit_module", checks_root.modules_from_buffer),
+    Check("root-probes", NOTE, "[boot] probes = false for images that go into devices", checks_root.probes_absent),
+    Check("root-interpreters", NOTE, "leave out interpreters that the device does not need", checks_root.interpreters),
+    Check("root-jit", WARNING, "leave it out, or run it without its compiler", checks_root.jits),
+    Check("root-packed", WARNING, "unpack it: upx -d", checks_root.packed),
+    Check("root-setuid", NOTE, "take the bit away where it is not needed", checks_root.setuid),
+    Check("root-overlays", WARNING, "put writable data elsewhere than over the root", checks_root.writable_mounts),
     Check("private-keys", ERROR, "take the key out of the root filesystem, and treat it as lost", checks_disk.private_keys),
 )
 

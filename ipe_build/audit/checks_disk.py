@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 from uuid import UUID
 
+from cryptography.hazmat.primitives.serialization import Encoding
+
 from ipe_build.audit.facts import ImageFacts
 from ipe_build.audit.outcome import Outcome, bad, good, unknown
 from ipe_build.errors import IpeBuildError
+from ipe_build.formats.gpt import ATTRIBUTE_READ_ONLY, Partition
 from ipe_build.formats.verity_sig import VeritySignature, parse_verity_signature
 from ipe_build.signing.profiles import PROFILES, root_hash_payload
 from ipe_build.signing.verify import verify_signature
@@ -18,6 +22,8 @@ from ipe_build.signing.verify import verify_signature
 if TYPE_CHECKING:
     from ipe_build.host import Host
 
+WEAK_HASHES = frozenset({"md5", "sha1"})
+ESP_TYPE = UUID("c12a7328-f81f-11d2-ba4b-00a0c93ec93b")
 _PRIVATE_KEY = b"PRIVATE KEY-----"
 _KEY_BEGINS = b"-----BEGIN "
 _SCAN_BYTES = 1 << 20
@@ -131,12 +137,121 @@ def root_hash_signature(facts: ImageFacts, host: Host) -> Iterator[Outcome]:
     yield good("root hash signature", f"by {signer.subject.rfc4514_string()}, which this kernel trusts")
 
 
+def root_is_unique(facts: ImageFacts, host: Host) -> Iterator[Outcome]:
+    """Looks whether a second partition has the type of one of the verity root's: who discovers partitions may take either."""
+    if facts.table is None or facts.root is None:
+        yield unknown("partition types", "there is no partition table")
+        return
+    known = [one for one in (facts.root.data, facts.root.hash, facts.root.signature) if one is not None]
+    found = False
+    for one in known:
+        twins = [other.number for other in facts.table.partitions if other.type_uuid == one.type_uuid and other != one]
+        if twins:
+            found = True
+            yield bad(f"partition {one.number}", f"partitions {', '.join(map(str, twins))} have the same type")
+    if not found:
+        yield good("partition types", "each type of the verity root is there once")
+
+
+def read_only_flags(facts: ImageFacts, host: Host) -> Iterator[Outcome]:
+    """Looks whether the partitions of the verity root carry the read-only attribute of the specification (bit 60)."""
+    for name, partition in _partitions(facts):
+        outcome = good if partition.attributes & ATTRIBUTE_READ_ONLY else bad
+        yield outcome(name, f"attributes {partition.attributes:#x}")
+
+
+def _partitions(facts: ImageFacts) -> tuple[tuple[str, Partition], ...]:
+    """Returns name and partition of root and root-verity, as far as they are there."""
+    if facts.root is None:
+        return ()
+    return tuple((name, one) for name, one in (("root", facts.root.data), ("root-verity", facts.root.hash)) if one is not None)
+
+
+def signature_fingerprint(facts: ImageFacts, host: Host) -> Iterator[Outcome]:
+    """Looks whether the certificate that the signature partition names is one that this kernel trusts."""
+    stored = stored_root_hash(facts)
+    if stored is None or facts.kernel is None:
+        yield unknown("certificateFingerprint", "the signature partition or the kernel could not be read")
+    elif not stored.certificate_fingerprint:
+        yield unknown("certificateFingerprint", "the signature partition names none")
+    else:
+        known = {hashlib.sha256(one.public_bytes(Encoding.DER)).digest() for one in facts.kernel.certificates}
+        outcome = good if stored.certificate_fingerprint in known else bad
+        yield outcome(
+            "certificateFingerprint",
+            f"{stored.certificate_fingerprint.hex()} {'is' if outcome is good else 'is not'} trusted by this kernel",
+        )
+
+
+def superblock(facts: ImageFacts, host: Host) -> Iterator[Outcome]:
+    """Looks whether the verity superblock fits the partitions: block counts and sizes."""
+    if facts.superblock is None or facts.root is None or facts.root.data is None or facts.root.hash is None:
+        yield unknown("superblock", "it could not be read")
+        return
+    block = facts.superblock
+    covered = block.data_blocks * block.data_block_size
+    if covered > facts.root.data.size_bytes:
+        yield bad("superblock", f"says {covered} bytes of data, the root partition has {facts.root.data.size_bytes}")
+    elif facts.files is not None and covered < filesystem_bytes(facts):
+        yield bad("superblock", f"covers {covered} bytes, the filesystem has {filesystem_bytes(facts)}: its end is not protected")
+    else:
+        yield good("superblock", f"{block.data_blocks} blocks of {block.data_block_size} bytes, the whole filesystem")
+
+
+def filesystem_bytes(facts: ImageFacts) -> int:
+    """Returns how many bytes the root filesystem's own superblock says it has; 0 where that is not known."""
+    if facts.root is None or facts.root.data_file is None:
+        return 0
+    with facts.root.data_file.open("rb") as file:
+        head = file.read(2048)
+    if head[:4] == b"hsqs":
+        return int.from_bytes(head[40:48], "little")
+    if head[1024:1028] == b"\xe2\xe1\xf5\xe0":
+        return int.from_bytes(head[1060:1064], "little") << head[1036]
+    if head[1080:1082] == b"\x53\xef":
+        return int.from_bytes(head[1028:1032], "little") << (10 + int.from_bytes(head[1048:1052], "little"))
+    return 0
+
+
+def hash_strength(facts: ImageFacts, host: Host) -> Iterator[Outcome]:
+    """Looks whether the tree's hash algorithm still resists collisions."""
+    if facts.superblock is None:
+        yield unknown("hash algorithm", "the superblock could not be read")
+        return
+    weak = facts.superblock.algorithm in WEAK_HASHES
+    yield (bad if weak else good)("hash algorithm", f"{facts.superblock.algorithm}{' can be collided' if weak else ''}")
+
+
+def salt(facts: ImageFacts, host: Host) -> Iterator[Outcome]:
+    """Looks whether the tree is salted: without a salt, digests of known blocks can be made in advance for all devices."""
+    if facts.superblock is None:
+        yield unknown("salt", "the superblock could not be read")
+    elif facts.superblock.salt:
+        yield good("salt", f"{len(facts.superblock.salt)} bytes")
+    else:
+        yield bad("salt", "there is none")
+
+
+def other_partitions(facts: ImageFacts, host: Host) -> Iterator[Outcome]:
+    """Looks for partitions besides the verity root and the EFI system partition: what they hold is not protected."""
+    if facts.table is None or facts.root is None:
+        yield unknown("other partitions", "there is no partition table")
+        return
+    known = {one.number for one in (facts.root.data, facts.root.hash, facts.root.signature) if one is not None}
+    others = [one for one in facts.table.partitions if one.number not in known and one.type_uuid != ESP_TYPE]
+    for one in others:
+        yield bad(f"partition {one.number} {one.name}".strip(), f"{one.size_bytes} bytes that no hash tree covers")
+    if not others:
+        yield good("other partitions", "there are none")
+
+
 def private_keys(facts: ImageFacts, host: Host) -> Iterator[Outcome]:
     """Looks for PEM private keys in every file of the root filesystem and the initramfs (first MiB of each)."""
-    if facts.rootfs is None:
+    if facts.files is None:
         yield unknown("private keys", "the root filesystem could not be read")
         return
-    found = [str(path.relative_to(facts.rootfs)) for path in _files(facts.rootfs) if _has_private_key(_head(path))]
+    folder = facts.files.folder
+    found = [str(path.relative_to(folder)) for path in _files(folder) if _has_private_key(_head(path))]
     found += [f"initramfs: {entry.path}" for entry in facts.initramfs or () if _has_private_key(entry.data)]
     for name in found:
         yield bad(name, "holds a private key")

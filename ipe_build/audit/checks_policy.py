@@ -12,7 +12,9 @@ from ipe_build.audit.outcome import Outcome, bad, good, unknown
 from ipe_build.errors import IpeBuildError
 from ipe_build.formats.cms import decode_signed_data
 from ipe_build.policy.evaluate import evaluate
-from ipe_build.policy.facts import Digest, Facts
+from ipe_build.policy.facts import NO_FILE, Digest, Facts
+from ipe_build.policy.findings import Severity, Target
+from ipe_build.policy.lint import check
 from ipe_build.policy.model import Policy
 from ipe_build.policy.parser import Role, parse
 from ipe_build.policy.properties import Action, Operation
@@ -78,10 +80,11 @@ def boot_policy_initramfs(facts: ImageFacts, host: Host) -> Iterator[Outcome]:
 def signed_policies(facts: ImageFacts) -> tuple[SignedPolicy, ...]:
     """Returns the signed policies in the initramfs, then those in the folders of the root that systemd and ipe-init look into."""
     found = [_opened(f"initramfs: {one.path}", one.data) for one in facts.initramfs or () if one.path.endswith(".p7b")]
-    if facts.rootfs is not None:
+    if facts.files is not None:
+        root = facts.files.folder
         for folder in POLICY_FOLDERS:
-            files = (path for path in sorted((facts.rootfs / folder).glob("*.p7b")) if path.is_file() and not path.is_symlink())
-            found += [_opened(path.relative_to(facts.rootfs).as_posix(), path.read_bytes()) for path in files]
+            files = (path for path in sorted((root / folder).glob("*.p7b")) if path.is_file() and not path.is_symlink())
+            found += [_opened(path.relative_to(root).as_posix(), path.read_bytes()) for path in files]
     return tuple(found)
 
 
@@ -96,7 +99,7 @@ def _opened(path: str, raw: bytes) -> SignedPolicy:
 
 def _each(facts: ImageFacts) -> Iterator[SignedPolicy | Outcome]:
     """Yields the signed policies, or the one outcome that there is none to look at."""
-    if facts.rootfs is None or facts.kernel is None:
+    if facts.files is None or facts.kernel is None:
         yield unknown("device policy", "the root filesystem or the kernel could not be read")
         return
     policies = signed_policies(facts)
@@ -196,3 +199,101 @@ def _denies(policy: Policy | None, subject: str) -> Iterator[Outcome]:
         decision = evaluate(policy, op, _STRANGER)
         outcome = good if decision.action is Action.DENY else bad
         yield outcome(f"{subject}: {op} of a stranger's file", f"{decision.action} by {decision.audit_rule}")
+
+
+def all_policies(facts: ImageFacts) -> tuple[Policy, ...]:
+    """Returns the boot policy and every device policy that parses."""
+    boot = _boot_policy(facts)
+    return (*((boot,) if boot is not None else ()), *device_policies(facts))
+
+
+def device_policies(facts: ImageFacts) -> tuple[Policy, ...]:
+    """Returns every device policy that parses."""
+    return tuple(one[1] for one in _each_parsed(facts) if not isinstance(one, Outcome))
+
+
+def _lint(subject: str, text: bytes, target: Target) -> Iterator[Outcome]:
+    """Yields each error and warning of the linter; a pass when there is none."""
+    found = [one for one in check(text, target).findings if one.severity is not Severity.NOTE]
+    for one in found:
+        yield bad(f"{subject}:{one.line}", f"{one.rule}: {one.message}")
+    if not found:
+        yield good(subject, "the linter has nothing to say")
+
+
+def boot_policy_lint(facts: ImageFacts, host: Host) -> Iterator[Outcome]:
+    """Looks what the linter says of the boot policy, for this very kernel."""
+    if facts.kernel is None or facts.kernel.boot_policy is None:
+        yield unknown("boot policy", "there is none to look at")
+        return
+    yield from _lint("boot policy", facts.kernel.boot_policy, Target(facts.kernel.version, Role.BOOT, facts.kernel.config))
+
+
+def device_policy_lint(facts: ImageFacts, host: Host) -> Iterator[Outcome]:
+    """Looks what the linter says of each device policy, for this very kernel, after the boot policy."""
+    for one in _each(facts):
+        if isinstance(one, Outcome):
+            yield one
+        elif one.text is not None and facts.kernel is not None:
+            target = Target(facts.kernel.version, Role.DEVICE, facts.kernel.config, stem=Path(one.path).stem, active=_boot_policy(facts))
+            yield from _lint(one.path, one.text, target)
+
+
+def device_policy_names(facts: ImageFacts, host: Host) -> Iterator[Outcome]:
+    """Looks whether two policies of the image have the same name: the second is then an update, which needs a higher version."""
+    names = [policy.display_name for policy in all_policies(facts)]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    for name in twice:
+        yield bad(name, "is the name of more than one policy")
+    if not twice:
+        yield good("policy names", ", ".join(names) or "there are none")
+
+
+def device_policy_version(facts: ImageFacts, host: Host) -> Iterator[Outcome]:
+    """Looks whether each device policy's version is not lower than the boot policy's: it could not be activated (EINVAL)."""
+    boot = _boot_policy(facts)
+    for one in _each_parsed(facts):
+        if isinstance(one, Outcome):
+            yield one
+        elif boot is None:
+            yield unknown(one[0], "there is no boot policy to compare with")
+        else:
+            lower = one[1].version < boot.version
+            yield (bad if lower else good)(one[0], f"{one[1].version}, the boot policy has {boot.version}")
+
+
+def kernel_reads(facts: ImageFacts, host: Host) -> Iterator[Outcome]:
+    """Looks whether firmware, kexec images, IMA policies and certificates that nothing vouches for are denied too."""
+    for one in _each_parsed(facts):
+        if isinstance(one, Outcome):
+            yield one
+            continue
+        for op in (Operation.FIRMWARE, Operation.KEXEC_IMAGE, Operation.KEXEC_INITRAMFS, Operation.POLICY, Operation.X509_CERT):
+            decision = evaluate(one[1], op, _STRANGER)
+            outcome = good if decision.action is Action.DENY else bad
+            yield outcome(f"{one[0]}: {op} of a stranger's file", f"{decision.action} by {decision.audit_rule}")
+
+
+def anonymous_memory(facts: ImageFacts, host: Host) -> Iterator[Outcome]:
+    """Looks whether executable memory without a file (a JIT) is denied."""
+    for one in _each_parsed(facts):
+        if isinstance(one, Outcome):
+            yield one
+            continue
+        decision = evaluate(one[1], Operation.EXECUTE, NO_FILE)
+        outcome = good if decision.action is Action.DENY else bad
+        yield outcome(f"{one[0]}: anonymous executable memory", f"{decision.action} by {decision.audit_rule}")
+
+
+def ima_certificate(facts: ImageFacts, host: Host) -> Iterator[Outcome]:
+    """Looks whether the boot policy lets IMA load its certificate (CONFIG_IMA_X509_PATH): it fails silently otherwise."""
+    config = facts.kernel.config if facts.kernel is not None else None
+    boot = _boot_policy(facts)
+    if config is None or boot is None:
+        yield unknown("IMA certificate", "the kernel's configuration or the boot policy could not be read")
+    elif not (config.enabled("IMA_LOAD_X509") or config.enabled("EVM_LOAD_X509")):
+        yield good("IMA certificate", "the kernel loads none")
+    else:
+        decision = evaluate(boot, Operation.X509_CERT, _INITRAMFS)
+        outcome = good if decision.action is Action.ALLOW else bad
+        yield outcome("IMA certificate", f"X509_CERT of the initramfs: {decision.action} by {decision.audit_rule}")

@@ -13,8 +13,9 @@ def render_text(report: AuditReport) -> str:
 
 
 def render_summary(report: AuditReport) -> str:
-    """Returns the lines of the checks that did not pass, and the last line."""
-    return _render(report, tuple(one for one in report.findings if one.verdict is not Verdict.PASS))
+    """Returns the lines of errors, warnings and what could not be looked at, and the last line."""
+    shown = tuple(one for one in report.findings if one.verdict is not Verdict.PASS and one.severity is not Severity.NOTE)
+    return _render(report, shown)
 
 
 def _render(report: AuditReport, findings: tuple[Finding, ...]) -> str:
@@ -23,10 +24,11 @@ def _render(report: AuditReport, findings: tuple[Finding, ...]) -> str:
         lines.append(f"{_mark(finding)} {finding.check:<28} {finding.subject}: {finding.why}")
         if finding.verdict is Verdict.FAIL and finding.hint:
             lines.append(f"    hint: {finding.hint}")
-    failed = sum(one.verdict is Verdict.FAIL for one in report.findings)
+    failed = [one.severity for one in report.findings if one.verdict is Verdict.FAIL]
+    errors, warnings, notes = (failed.count(severity) for severity in Severity)
     unknown = sum(one.verdict is Verdict.UNKNOWN for one in report.findings)
-    passed = len(report.findings) - failed - unknown
-    lines.append(f"audit of {report.image}: {passed} passed, {failed} failed, {unknown} could not be looked at")
+    passed = len(report.findings) - len(failed) - unknown
+    lines.append(f"audit of {report.image}: {errors} errors, {warnings} warnings, {notes} notes; {passed} passed, {unknown} not looked at")
     return "\n".join(lines)
 
 

@@ -8,6 +8,7 @@ from ipe_build.formats.dotconfig import DotConfig
 from ipe_build.policy.evaluate import decide
 from ipe_build.policy.facts import NO_FILE, Facts
 from ipe_build.policy.findings import Hit, LintRule, Severity, Subject
+from ipe_build.policy.parser import Role
 from ipe_build.policy.properties import OPERATIONS, PROPERTIES, Action, Operation
 
 _COMPRESSED_MODULES = ("MODULE_COMPRESS", "MODULE_COMPRESS_GZIP", "MODULE_COMPRESS_XZ", "MODULE_COMPRESS_ZSTD")
@@ -103,6 +104,9 @@ def _firmware_buffer(subject: Subject) -> Iterator[Hit]:
 
 
 def _certificate_path(subject: Subject) -> Iterator[Hit]:
+    """The kernel loads these certificates before init starts, so it is the boot policy that is asked."""
+    if subject.target.role is not Role.BOOT:
+        return
     config = _config(subject)
     initramfs = Facts(boot_verified=True)
     for symbol in ("IMA_LOAD_X509", "EVM_LOAD_X509"):

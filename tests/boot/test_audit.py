@@ -7,21 +7,30 @@ import json
 import os
 import shutil
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import rsa
+from cryptography.x509.oid import NameOID
 
 from ipe_build.audit.checks import CHECKS, audit, checks_table
-from ipe_build.audit.facts import ImageFacts
+from ipe_build.audit.facts import ImageFacts, ModuleView
 from ipe_build.audit.findings import AuditReport, Verdict
 from ipe_build.audit.report import render_summary, render_text
 from ipe_build.examine import examined
+from ipe_build.formats.cpio import CpioEntry, regular_file
+from ipe_build.formats.dotconfig import DotConfig
 from ipe_build.formats.gpt import Partition, PartitionTable, write_gpt
 from ipe_build.formats.verity_sig import parse_verity_signature
 from ipe_build.host import Host, Progress
 from ipe_build.image.disk import Disk, read_disk
 from ipe_build.pipeline import audit_image
+from ipe_build.policy.survey import Entry, Kind, Survey, Trait
 from ipe_build.signing.profiles import PROFILES, root_hash_payload, sign_payload
 
 
@@ -38,9 +47,21 @@ def image(demo_build: Path, tmp_path: Path) -> Path:
     return copy
 
 
+OF_THE_DEMO = {
+    "test-keys",
+    "command-line-signed",
+    "initramfs-override",
+    "initramfs-mac-admin",
+    "root-module-loader",
+    "root-probes",
+    "root-interpreters",
+}
+"""What the audit says of the good demo: none of it an error, all of it true."""
+
+
 def failed(report: AuditReport) -> set[str]:
-    """The checks that failed, but for the demo's test keys."""
-    return {one.check for one in report.findings if one.verdict is Verdict.FAIL} - {"test-keys"}
+    """The checks that failed, but for those that the good demo fails too."""
+    return {one.check for one in report.findings if one.verdict is Verdict.FAIL} - OF_THE_DEMO
 
 
 def flip(path: Path, offset: int) -> None:
@@ -66,14 +87,13 @@ def retable(path: Path, change: Callable[[Partition], Partition | None]) -> None
 
 
 def replaced(partition: Partition, **changes: object) -> Partition:
-    import dataclasses
-
-    return dataclasses.replace(partition, **changes)  # type: ignore[arg-type]
+    return replace(partition, **changes)  # type: ignore[arg-type]
 
 
-def test_the_good_image_has_no_failure_but_its_test_keys(image: Path, quiet: Host) -> None:
+def test_the_good_image_has_no_error_and_every_check_looks(image: Path, quiet: Host) -> None:
     report = audit_image(image, quiet)
-    assert failed(report) == set()
+    assert {one.check for one in report.findings if one.verdict is Verdict.FAIL} == OF_THE_DEMO
+    assert not report.failed
     assert {one.check for one in report.findings if one.verdict is Verdict.UNKNOWN} == set()
     assert {one.check for one in report.findings} == {check.id for check in CHECKS}
 
@@ -102,8 +122,6 @@ def break_signature(path: Path, disk: Disk, host: Host) -> None:
 
 
 def foreign_signature(path: Path, disk: Disk, host: Host) -> None:
-    from dataclasses import replace
-
     from ipe_build.steps import make_test_keys
 
     offset = disk.root_verity_sig.offset_bytes
@@ -114,11 +132,37 @@ def foreign_signature(path: Path, disk: Disk, host: Host) -> None:
 
 
 def other_root_hash(path: Path, disk: Disk, host: Host) -> None:
-    from dataclasses import replace
-
     offset = disk.root_verity_sig.offset_bytes
     stored = parse_verity_signature(path.read_bytes()[offset : offset + disk.root_verity_sig.size_bytes])
     write(path, offset, replace(stored, root_hash=bytes(32)).build())
+
+
+def other_fingerprint(path: Path, disk: Disk, host: Host) -> None:
+    offset = disk.root_verity_sig.offset_bytes
+    stored = parse_verity_signature(path.read_bytes()[offset : offset + disk.root_verity_sig.size_bytes])
+    write(path, offset, replace(stored, certificate_fingerprint=bytes(32)).build())
+
+
+def writable_root(path: Path, disk: Disk, host: Host) -> None:
+    retable(path, lambda one: replaced(one, attributes=0) if one == disk.root else one)
+
+
+def second_root(path: Path, disk: Disk, host: Host) -> None:
+    """The EFI system partition becomes a second root."""
+    retable(path, lambda one: replaced(one, type_uuid=disk.root.type_uuid) if one == disk.esp else one)
+
+
+def no_boot_loader(path: Path, disk: Disk, host: Host) -> None:
+    host.run(["mdel", "-i", f"{path}@@{disk.esp.offset_bytes}", "::/EFI/BOOT/BOOTX64.EFI"])
+
+
+def editor(path: Path, disk: Disk, host: Host) -> None:
+    in_esp(path, disk, host, "/loader/loader.conf", lambda text: text.replace(b"editor no\n", b""))
+
+
+def second_entry(path: Path, disk: Disk, host: Host) -> None:
+    in_esp(path, disk, host, "/loader/entries/demo.conf", lambda text: text)
+    host.run(["mcopy", "-i", f"{path}@@{disk.esp.offset_bytes}", path.with_name("content"), "::/loader/entries/zz-old.conf"])
 
 
 def garbage_signature_partition(path: Path, disk: Disk, host: Host) -> None:
@@ -192,10 +236,27 @@ BREAKS: tuple[tuple[str, Callable[[Path, Disk, Host], None]], ...] = (
     ("boot-entry", no_esp),
     ("boot-entry", no_entry),
     ("gpt-intact", backup_table),
-    ("command-line", options("ipe.enforce=0")),
-    ("command-line", options("lsm=landlock,yama")),
-    ("command-line", options("init=/bin/sh")),
-    ("command-line", options("security=selinux")),
+    ("image-readable", break_superblock),
+    ("partition-read-only", writable_root),
+    ("root-unique", second_root),
+    ("other-partitions", second_root),
+    ("boot-loader", no_boot_loader),
+    ("boot-loader-editor", editor),
+    ("boot-entry-unique", second_entry),
+    ("command-line-enforce", options("ipe.enforce=0")),
+    ("command-line-lsm", options("lsm=landlock,yama")),
+    ("command-line-security", options("security=selinux")),
+    ("command-line-init", options("init=/bin/sh")),
+    ("command-line-modules", options("module.sig_enforce=0")),
+    ("command-line-verity", options("dm_verity.require_signatures=0")),
+    ("command-line-verity", options("systemd.verity_root_options=ignore-corruption")),
+    ("command-line-debug", options("systemd.debug_shell")),
+    ("command-line-debug", options("rd.break")),
+    ("command-line-mitigations", options("mitigations=off")),
+    ("command-line-mitigations", options("nokaslr")),
+    ("command-line-memory", options("iomem=relaxed")),
+    ("command-line-root-hash", options("roothash=" + 64 * "0")),
+    ("signature-fingerprint", other_fingerprint),
     ("image-readable", damaged_initramfs),
     ("image-readable", damaged_kernel),
 )
@@ -215,34 +276,177 @@ def judged(image: Path, host: Host, change: Callable[[ImageFacts], ImageFacts]) 
         return audit(change(facts), host)
 
 
-def with_boot_policy(text: bytes | None) -> Callable[[ImageFacts], ImageFacts]:
-    from dataclasses import replace
-
-    return lambda facts: replace(facts, kernel=replace(facts.kernel, boot_policy=text))  # type: ignore[type-var]
-
-
-@pytest.mark.parametrize(
-    ("check", "text"),
-    [
-        ("boot-policy-parses", None),
-        ("boot-policy-parses", b"policy_name=x policy_version=0.0.1\nDEFAULT action=DENY\nop=EXEC action=ALLOW\n"),
-        ("boot-policy-denies", b"policy_name=x policy_version=0.0.1\nDEFAULT action=ALLOW\n"),
-        ("boot-policy-initramfs", b"policy_name=x policy_version=0.0.1\nDEFAULT action=DENY\n"),
-    ],
-)
-def test_a_bad_boot_policy_is_found(image: Path, quiet: Host, check: str, text: bytes | None) -> None:
-    assert check in failed(judged(image, quiet, with_boot_policy(text)))
+@pytest.fixture(scope="module")
+def good(demo_build: Path, host: Host) -> Iterator[ImageFacts]:
+    """The demo's facts, read once; a test judges a changed copy."""
+    with examined(demo_build / "demo.raw", Host(env=host.env, progress=Progress(io.StringIO(), quiet=True))) as facts:
+        yield facts
 
 
-def test_a_kernel_without_ipe_or_certificates_is_found(image: Path, quiet: Host) -> None:
-    from dataclasses import replace
+Change = Callable[[ImageFacts], ImageFacts]
 
-    def bare(facts: ImageFacts) -> ImageFacts:
+
+def kernel(**changes: object) -> Change:
+    def change(facts: ImageFacts) -> ImageFacts:
         assert facts.kernel is not None
-        return replace(facts, kernel=replace(facts.kernel, ipe=False, lsms=("yama",), certificates=()))
+        return replace(facts, kernel=replace(facts.kernel, **changes))  # type: ignore[arg-type]
 
-    report = judged(image, quiet, bare)
-    assert {"kernel-ipe", "kernel-certificates", "root-hash-signature", "device-policy-signature"} <= failed(report)
+    return change
+
+
+def config(**symbols: str) -> Change:
+    def change(facts: ImageFacts) -> ImageFacts:
+        assert facts.kernel is not None
+        assert facts.kernel.config is not None
+        return kernel(config=DotConfig({**facts.kernel.config.values, **symbols}))(facts)
+
+    return change
+
+
+def setting(name: str, value: str | None) -> Change:
+    """Changes a setting of ipe-init in the initramfs (None: takes it out)."""
+
+    def change(facts: ImageFacts) -> ImageFacts:
+        assert facts.initramfs is not None
+        old = next(one for one in facts.initramfs if one.path == "etc/ipe-init.conf")
+        lines = [line for line in old.data.decode().splitlines() if line.partition(" =")[0] != name]
+        lines += [f"{name} = {value}"] if value is not None else []
+        new = replace(old, data="\n".join(lines).encode() + b"\n")
+        return replace(facts, initramfs=tuple(new if one is old else one for one in facts.initramfs))
+
+    return change
+
+
+def initramfs(change: Callable[[tuple[CpioEntry, ...]], tuple[CpioEntry, ...]]) -> Change:
+    def changed(facts: ImageFacts) -> ImageFacts:
+        assert facts.initramfs is not None
+        return replace(facts, initramfs=change(facts.initramfs))
+
+    return changed
+
+
+def superblock(**changes: object) -> Change:
+    def change(facts: ImageFacts) -> ImageFacts:
+        assert facts.superblock is not None
+        return replace(facts, superblock=replace(facts.superblock, **changes))  # type: ignore[arg-type]
+
+    return change
+
+
+def files(**changes: object) -> Change:
+    def change(facts: ImageFacts) -> ImageFacts:
+        assert facts.files is not None
+        return replace(facts, files=replace(facts.files, **changes))  # type: ignore[arg-type]
+
+    return change
+
+
+def surveyed(*entries: Entry, mounts: tuple[tuple[str, str], ...] = ()) -> Change:
+    def change(facts: ImageFacts) -> ImageFacts:
+        assert facts.files is not None
+        return files(survey=Survey("erofs", (*facts.files.survey.entries, *entries), mounts))(facts)
+
+    return change
+
+
+def certificate(*, bits: int = 3072, name: str = "device", days: int = 36500) -> x509.Certificate:
+    key = rsa.generate_private_key(public_exponent=65537, key_size=bits)
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+    begin = datetime(2020, 1, 1, tzinfo=UTC)
+    builder = x509.CertificateBuilder().subject_name(subject).issuer_name(subject).public_key(key.public_key()).serial_number(1)
+    return builder.not_valid_before(begin).not_valid_after(begin + timedelta(days=days)).sign(key, hashes.SHA256())
+
+
+def trusting(**of: object) -> Change:
+    def change(facts: ImageFacts) -> ImageFacts:
+        assert facts.kernel is not None
+        return kernel(certificates=(*facts.kernel.certificates, certificate(**of)))(facts)  # type: ignore[arg-type]
+
+    return change
+
+
+def revoked(facts: ImageFacts) -> ImageFacts:
+    assert facts.kernel is not None
+    return kernel(revoked=facts.kernel.certificates[:1])(facts)
+
+
+def renamed_root(facts: ImageFacts) -> ImageFacts:
+    assert facts.root is not None
+    assert facts.root.data is not None
+    return replace(facts, root=replace(facts.root, data=replace(facts.root.data, name="root-arm64")))
+
+
+HEADER = b"policy_name=ipe-boot policy_version=0.0.1\nDEFAULT action=DENY\n"
+
+MUTATIONS: tuple[tuple[str, Change], ...] = (
+    ("boot-policy-parses", kernel(boot_policy=None)),
+    ("boot-policy-parses", kernel(boot_policy=HEADER + b"op=EXEC action=ALLOW\n")),
+    ("boot-policy-denies", kernel(boot_policy=HEADER.replace(b"DENY", b"ALLOW"))),
+    ("boot-policy-initramfs", kernel(boot_policy=HEADER)),
+    ("boot-policy-ima", kernel(boot_policy=HEADER + b"op=EXECUTE boot_verified=TRUE action=ALLOW\n")),
+    ("boot-policy-lint", kernel(boot_policy=HEADER + b"op=EXECUTE dmverity_roothash=sha256:00 action=ALLOW\n")),
+    ("device-policy-version", kernel(boot_policy=HEADER.replace(b"0.0.1", b"0.1.0"))),
+    ("device-policy-names", kernel(boot_policy=HEADER.replace(b"ipe-boot", b"ipe-policy"))),
+    ("kernel-ipe", kernel(ipe=False)),
+    ("kernel-lsm", kernel(lsms=("landlock", "yama"))),
+    ("kernel-architecture", renamed_root),
+    ("kernel-config", kernel(config=None)),
+    ("kernel-properties", config(IPE_PROP_DM_VERITY_SIGNATURE="n")),
+    ("kernel-verity-signatures", config(DM_VERITY_VERIFY_ROOTHASH_SIG="n")),
+    ("kernel-filesystem", config(EROFS_FS="m")),
+    ("kernel-hash", config(CRYPTO_SHA256="m")),
+    ("kernel-certificates", kernel(certificates=())),
+    ("root-hash-signature", kernel(certificates=())),
+    ("device-policy-signature", kernel(certificates=())),
+    ("weak-certificates", trusting(bits=1024)),
+    ("certificate-validity", trusting(days=30)),
+    ("autogenerated-key", trusting(name="Build time autogenerated kernel key")),
+    ("revoked-signers", revoked),
+    ("module-signatures", config(MODULE_SIG_FORCE="n")),
+    ("module-compression", files(modules=(ModuleView("a.ko.xz", "", "xz", "", ""),))),
+    ("kernel-kexec", config(KEXEC="y")),
+    ("kernel-devmem", config(DEVMEM="y")),
+    ("kernel-kcore", config(PROC_KCORE="y")),
+    ("kernel-debugfs", config(DEBUG_FS="y")),
+    ("kernel-bpf", config(BPF_SYSCALL="y", BPF_UNPRIV_DEFAULT_OFF="n")),
+    ("kernel-hibernation", config(HIBERNATION="y")),
+    ("kernel-firmware-helper", config(FW_LOADER_USER_HELPER="y")),
+    ("kernel-ptrace", config(SECURITY_YAMA="n")),
+    ("kernel-lockdown", config(SECURITY_LOCKDOWN_LSM="n")),
+    ("kernel-kaslr", config(RANDOMIZE_BASE="n")),
+    ("kernel-stack", config(STACKPROTECTOR_STRONG="n")),
+    ("kernel-usercopy", config(HARDENED_USERCOPY="n")),
+    ("kernel-rwx", config(STRICT_KERNEL_RWX="n")),
+    ("kernel-proc-mem", config(PROC_MEM_NO_FORCE="n", PROC_MEM_FORCE_PTRACE="n")),
+    ("command-line-enforce", kernel(command_line="ipe.enforce=0")),
+    ("initramfs-init", initramfs(lambda entries: tuple(one for one in entries if one.path != "init"))),
+    ("initramfs-programs", initramfs(lambda entries: (*entries, regular_file("bin/sh", b"\x7fELF", mode=0o755)))),
+    ("initramfs-unpacks", config(RD_GZIP="n")),
+    ("initramfs-unpacks", config(BLK_DEV_INITRD="n")),
+    ("initramfs-root-hash", setting("root_hash", 64 * "0")),
+    ("initramfs-root-hash", setting("root_hash", "cmdline")),
+    ("initramfs-filesystem", setting("filesystem", "squashfs")),
+    ("initramfs-signature", setting("signature", "none")),
+    ("initramfs-policy", setting("policy", "/etc/ipe/other.p7b")),
+    ("initramfs-policy", setting("policy", None)),
+    ("initramfs-failure", setting("on_failure", "recovery")),
+    ("init-program", setting("init", "/sbin/absent")),
+    ("verity-hash", superblock(algorithm="sha1")),
+    ("verity-salt", superblock(salt=b"")),
+    ("verity-superblock", superblock(data_blocks=100)),
+    ("verity-superblock", superblock(data_blocks=1 << 30)),
+    ("root-modules-load", files(modules=(ModuleView("lib/modules/x.ko", "", "", "EKEYREJECTED", "unsigned"),))),
+    ("root-jit", surveyed(Entry("usr/bin/node", Kind.ELF, frozenset({Trait.JIT})))),
+    ("root-packed", surveyed(Entry("usr/bin/small", Kind.ELF, frozenset({Trait.UPX})))),
+    ("root-setuid", files(setuid=("bin/su",))),
+    ("root-overlays", surveyed(mounts=(("/etc", "overlay"),))),
+)
+
+
+@pytest.mark.parametrize(("check", "change"), MUTATIONS, ids=[f"{check}-{number}" for number, (check, _) in enumerate(MUTATIONS)])
+def test_a_changed_part_is_found_by_the_check_meant_for_it(good: ImageFacts, quiet: Host, check: str, change: Change) -> None:
+    assert check not in failed(audit(good, quiet))
+    assert check in failed(audit(change(good), quiet))
 
 
 def rewritten_policy(name: str, text: bytes | None, signer_set: str = "ipe-build") -> Callable[[Path, Host], None]:
@@ -274,24 +478,30 @@ def put_private_key(rootfs: Path, host: Host) -> None:
     os.chmod(place, stat.S_IRUSR)
 
 
-@pytest.mark.parametrize(
-    ("check", "change"),
-    [
-        ("device-policy-signature", rewritten_policy("ipe-policy.p7b", None)),
-        ("device-policy-signature", rewritten_policy("ipe-policy.p7b", GOOD, "foreign")),
-        ("device-policy-parses", rewritten_policy("other-name.p7b", GOOD)),
-        ("device-policy-parses", rewritten_policy("ipe-policy.p7b", GOOD.replace(b"0.0.1", b"0.0.70000"))),
-        ("device-policy-denies", rewritten_policy("ipe-policy.p7b", GOOD.replace(b"DENY", b"ALLOW"))),
-        ("device-policy-denies", rewritten_policy("ipe-policy.p7b", GOOD + b"DEFAULT op=KMODULE action=ALLOW\n")),
-        ("device-policy-init", rewritten_policy("ipe-policy.p7b", GOOD.replace(b"EXECUTE dmverity_signature", b"EXECUTE boot_verified"))),
-        ("device-policy-initramfs", rewritten_policy("ipe-policy.p7b", GOOD + b"op=EXECUTE boot_verified=TRUE action=ALLOW\n")),
-        ("private-keys", put_private_key),
-    ],
-)  # fmt: skip
+ROOT_BREAKS: tuple[tuple[str, Callable[[Path, Host], None]], ...] = (
+    ("device-policy-signature", rewritten_policy("ipe-policy.p7b", None)),
+    ("device-policy-signature", rewritten_policy("ipe-policy.p7b", GOOD, "foreign")),
+    ("device-policy-parses", rewritten_policy("other-name.p7b", GOOD)),
+    ("device-policy-parses", rewritten_policy("ipe-policy.p7b", GOOD.replace(b"0.0.1", b"0.0.70000"))),
+    ("device-policy-denies", rewritten_policy("ipe-policy.p7b", GOOD.replace(b"DENY", b"ALLOW"))),
+    ("device-policy-denies", rewritten_policy("ipe-policy.p7b", GOOD + b"DEFAULT op=KMODULE action=ALLOW\n")),
+    ("device-policy-root", rewritten_policy("ipe-policy.p7b", GOOD.replace(b"EXECUTE dmverity_signature", b"EXECUTE boot_verified"))),
+    ("device-policy-initramfs", rewritten_policy("ipe-policy.p7b", GOOD + b"op=EXECUTE boot_verified=TRUE action=ALLOW\n")),
+    ("device-policy-reads", rewritten_policy("ipe-policy.p7b", GOOD + b"DEFAULT op=FIRMWARE action=ALLOW\n")),
+    ("device-policy-memory", rewritten_policy("ipe-policy.p7b", GOOD + b"op=EXECUTE boot_verified=FALSE action=ALLOW\n")),
+    ("device-policy-lint", rewritten_policy("ipe-policy.p7b", GOOD + b"op=EXECUTE fsverity_digest=sha256:00 action=ALLOW\n")),
+    ("root-programs", rewritten_policy("ipe-policy.p7b", GOOD.replace(b"EXECUTE dmverity", b"FIRMWARE dmverity"))),
+    ("root-modules", rewritten_policy("ipe-policy.p7b", GOOD.replace(b"KMODULE dmverity", b"FIRMWARE dmverity"))),
+    ("private-keys", put_private_key),
+)
+ROOT_CHECKS = tuple(check for check, _ in ROOT_BREAKS)
+
+
+@pytest.mark.parametrize(("check", "change"), ROOT_BREAKS, ids=[f"{check}-{number}" for number, check in enumerate(ROOT_CHECKS)])
 def test_a_bad_root_filesystem_is_found(image: Path, quiet: Host, check: str, change: Callable[[Path, Host], None]) -> None:
     def changed(facts: ImageFacts) -> ImageFacts:
-        assert facts.rootfs is not None
-        change(facts.rootfs, quiet)
+        assert facts.files is not None
+        change(facts.files.folder, quiet)
         return facts
 
     assert check in failed(judged(image, quiet, changed))
@@ -299,8 +509,8 @@ def test_a_bad_root_filesystem_is_found(image: Path, quiet: Host, check: str, ch
 
 def test_the_same_policy_signed_again_is_still_good(image: Path, quiet: Host) -> None:
     def changed(facts: ImageFacts) -> ImageFacts:
-        assert facts.rootfs is not None
-        rewritten_policy("ipe-policy.p7b", GOOD)(facts.rootfs, quiet)
+        assert facts.files is not None
+        rewritten_policy("ipe-policy.p7b", GOOD)(facts.files.folder, quiet)
         return facts
 
     assert failed(judged(image, quiet, changed)) == set()
@@ -329,15 +539,7 @@ def test_the_documentation_has_the_table_of_checks() -> None:
     assert page.endswith(checks_table())
 
 
-def test_a_kernel_that_does_not_force_module_signatures_is_found(image: Path, quiet: Host) -> None:
-    from dataclasses import replace
-
-    from ipe_build.formats.dotconfig import DotConfig
-
-    def lax(facts: ImageFacts) -> ImageFacts:
-        assert facts.kernel is not None
-        assert facts.kernel.config is not None
-        values = {**facts.kernel.config.values, "MODULE_SIG_FORCE": "n"}
-        return replace(facts, kernel=replace(facts.kernel, config=DotConfig(values)))
-
-    assert "module-signatures" in failed(judged(image, quiet, lax))
+def test_every_check_has_an_image_that_fails_it() -> None:
+    met = {check for check, _ in (*BREAKS, *MUTATIONS)} | OF_THE_DEMO | set(ROOT_CHECKS)
+    assert {check.id for check in CHECKS} - met == {"root-firmware"}
+    assert len(BREAKS) + len(MUTATIONS) + len(ROOT_CHECKS) >= 60
