@@ -20,6 +20,7 @@ class Tool(NamedTuple):
 
 
 TOOLS: tuple[Tool, ...] = (
+    Tool("aarch64-linux-gnu-gcc", "gcc-aarch64-linux-gnu libc6-dev-arm64-cross"),
     Tool("bc", "bc"),
     Tool("bison", "bison"),
     Tool("blkid", "util-linux"),
@@ -47,6 +48,7 @@ TOOLS: tuple[Tool, ...] = (
     Tool("mkfs.vfat", "dosfstools"),
     Tool("mksquashfs", "squashfs-tools"),
     Tool("openssl", "openssl"),
+    Tool("qemu-aarch64", "qemu-user"),
     Tool("qemu-system-x86_64", "qemu-system-x86"),
     Tool("sfdisk", "fdisk"),
     Tool("softhsm2-util", "softhsm2"),
