@@ -20,7 +20,7 @@ class Tool(NamedTuple):
 
 
 TOOLS: tuple[Tool, ...] = (
-    Tool("aarch64-linux-gnu-gcc", "gcc-aarch64-linux-gnu libc6-dev-arm64-cross"),
+    Tool("aarch64-linux-gnu-gcc", "gcc-aarch64-linux-gnu"),
     Tool("bc", "bc"),
     Tool("bison", "bison"),
     Tool("blkid", "util-linux"),
