@@ -6,20 +6,54 @@ from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
 from ipe_build.cli import Outcome
-from ipe_build.errors import ExitStatus
+from ipe_build.errors import ExitStatus, OutputError, UsageError
 from ipe_build.host import Host
 
 
 def configure(parser: ArgumentParser) -> None:
     """Adds the verb's words to its parser."""
-    parser.add_argument("image", type=Path, help="a disk image")
+    parser.add_argument("image", nargs="?", type=Path, help="a disk image")
     parser.add_argument("--kernel", type=Path, help="the kernel that will start it, instead of the one that its boot entry names")
+    parser.add_argument("--html", type=Path, metavar="REPORT", help="also write one page for people that needs no network")
+    parser.add_argument("--sarif", type=Path, metavar="OUT", help="also write what did not pass as SARIF 2.1.0, for CI systems")
+    parser.add_argument("--force", action="store_true", help="replace REPORT and OUT when they exist")
+    parser.add_argument("--schema", action="store_true", help="print the JSON Schema of what --json prints, and audit nothing")
 
 
 def run(arguments: Namespace, host: Host) -> Outcome:
-    """Audits, and returns the findings; status 1 when one of severity error failed."""
-    from ipe_build.audit.report import render_text
-    from ipe_build.pipeline import audit_image
+    """Audits, writes the reports asked for, and returns the findings; status 1 when one of severity error failed."""
+    import json
 
-    report = audit_image(arguments.image, host, kernel=arguments.kernel)
+    from ipe_build.audit.checks import audit
+    from ipe_build.audit.report import render_text
+    from ipe_build.examine import examined
+
+    if arguments.schema:
+        from ipe_build.audit.schema import report_schema
+
+        schema = report_schema()
+        return Outcome(schema, json.dumps(schema, indent=2))
+    if arguments.image is None:
+        raise UsageError("wanted an IMAGE to audit, or --schema", where="ipe-build audit")
+    for path in (arguments.html, arguments.sarif):
+        if path is not None and path.exists() and not arguments.force:
+            raise OutputError("exists already and is left as it is", where=str(path), hint="name another file, or say --force")
+    with examined(arguments.image, host, kernel=arguments.kernel) as facts:
+        report = audit(facts, host)
+        if arguments.html is not None:
+            from ipe_build.audit.html import render_html
+            from ipe_build.audit.portrait import portrait_of
+
+            with host.progress.step("draw the report"):
+                _write(arguments.html, render_html(report, portrait_of(facts)), arguments.force, host)
+    if arguments.sarif is not None:
+        from ipe_build.audit.sarif import sarif_value
+
+        _write(arguments.sarif, json.dumps(sarif_value(report, arguments.image), indent=2) + "\n", arguments.force, host)
     return Outcome(report.to_json(), render_text(report), ExitStatus.FINDING if report.failed else ExitStatus.OK)
+
+
+def _write(path: Path, text: str, force: bool, host: Host) -> None:
+    """Writes a report."""
+    with host.output(path, force=force) as temporary:
+        temporary.write_text(text, encoding="utf-8")

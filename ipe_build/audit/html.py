@@ -1,0 +1,199 @@
+"""An audit as one HTML page that needs nothing else: no network, no other file, no script to be readable.
+
+Everything that came out of an image is text of a stranger: it is escaped by the template engine, characters that do not show (controls,
+line ends, reversals of the writing direction, stray bytes) are written as escapes, and the page's own Content-Security-Policy lets only the
+one script and the one style sheet in it work, named by their SHA-256.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from ipe_build import __version__
+from ipe_build.audit.chain import NODES, OTHER, Link, LinkState, chain_of, link_of, state_of
+from ipe_build.audit.findings import AuditReport, Finding, Severity, Verdict
+from ipe_build.audit.map_view import map_view
+from ipe_build.audit.portrait import Portrait
+from ipe_build.audit.tree import Answer, Program
+
+MAX_ROWS = 20_000
+"""Executables that the table lists, the refused first; a page of more would be slow to open, so the rest is counted."""
+SHOWN_OF_CHECK = 2
+"""Findings of one check that a link shows before it counts the rest; all are in its list."""
+
+
+class StateRow(NamedTuple):
+    """A row: how a finding stands, in one word for the page's classes and one for people."""
+
+    key: str
+    word: str
+    plural: str
+
+
+STATES: tuple[StateRow, ...] = (
+    StateRow("error", "error", "errors"),
+    StateRow("unknown", "not looked at", "not looked at"),
+    StateRow("warning", "warning", "warnings"),
+    StateRow("note", "note", "notes"),
+    StateRow("pass", "passed", "passed"),
+)
+"""In the order in which the table lists findings."""
+_RANK = {row.key: number for number, row in enumerate(STATES)}
+_FAILED = {Severity.ERROR: "error", Severity.WARNING: "warning", Severity.NOTE: "note"}
+
+
+@dataclass(frozen=True, slots=True)
+class FindingRow:
+    """A finding with its state's row and the link it speaks about."""
+
+    finding: Finding
+    state: StateRow
+    link: str
+
+
+class Headline(NamedTuple):
+    """The page's answer: a state's key for its colour, and what it says."""
+
+    state: str
+    title: str
+    text: str
+
+
+def render_html(report: AuditReport, portrait: Portrait) -> str:
+    """Returns the page. The same report and portrait give the same bytes."""
+    environment = _environment()
+    css = environment.get_template("report.css.j2").render()
+    script = environment.get_template("report.js.j2").render()
+    links = chain_of(report)
+    rows = sorted((_row(one) for one in report.findings), key=lambda row: _RANK[row.state.key])
+    programs = sorted(portrait.programs, key=lambda one: (one.ruling.answer is not Answer.REFUSED, -one.size_bytes, one.place, one.path))
+    return environment.get_template(
+        "report.html.j2"
+    ).render(
+        css=Markup(css),  # noqa: S704 - our own file
+        script=Markup(script),  # noqa: S704 - our own file
+        policy=_content_policy(css, script),
+        version=__version__,
+        report=report,
+        portrait=portrait,
+        headline=headline(report, links),
+        counts=[(row, sum(one.state is row for one in rows)) for row in STATES],
+        links=links,
+        nodes=_nodes(links, portrait),
+        shown=SHOWN_OF_CHECK,
+        grouped=_grouped,
+        other=tuple(row for row in rows if row.link == OTHER.id),
+        other_claim=OTHER.claim,
+        row_of=_row,
+        rows=rows,
+        map=map_view(portrait.programs),
+        programs=programs[:MAX_ROWS],
+        left_out=len(programs) - len(programs[:MAX_ROWS]),
+        answers=_answers(portrait.programs),
+    )
+
+
+def headline(report: AuditReport, links: tuple[Link, ...]) -> Headline:
+    """Returns what stands at the top: broken by any error, open when something could not be looked at, else holding."""
+    broken = next((link for link in links if link.state is LinkState.BROKEN), None)
+    if broken is not None:
+        first = broken.reasons[0]
+        return Headline(
+            "error", "The chain of trust is broken", f"First between {broken.source} and {broken.target}: {first.subject}: {first.why}."
+        )
+    if report.failed:
+        first = next(one for one in report.findings if one.verdict is Verdict.FAIL and one.severity is Severity.ERROR)
+        return Headline("error", "The image has errors", f"{first.subject}: {first.why}.")
+    dark = next((link for link in links if link.state is LinkState.UNKNOWN), None)
+    if dark is not None or state_of(report.findings) is LinkState.UNKNOWN:
+        between = f"between {dark.source} and {dark.target}" if dark is not None else "outside the chain"
+        return Headline(
+            "unknown", "The chain of trust cannot be judged in full", f"No error was found, but something {between} is missing."
+        )
+    weak = sum(link.state is LinkState.WEAK for link in links)
+    but = f"; warnings weaken {weak} of its {len(links)} links." if weak else "."
+    return Headline(
+        "pass", "The chain of trust holds", f"From the keys in the kernel to every file of the root, no check found an error{but}"
+    )
+
+
+def printable(value: object) -> object:
+    """Returns a text whose every character shows: what does not is written as an escape. Markup and other values stay as they are."""
+    if not isinstance(value, str) or isinstance(value, Markup) or value.isprintable():
+        return value
+    return "".join(one if one.isprintable() else one.encode("unicode_escape", "surrogatepass").decode("ascii") for one in value)
+
+
+def human_size(size_bytes: int) -> str:
+    """Returns a size for people: 812 B, 7.2 KiB, 34 MiB."""
+    if size_bytes < 1024:
+        return f"{size_bytes} B"
+    value = float(size_bytes)
+    for unit in ("KiB", "MiB", "GiB", "TiB"):
+        value /= 1024
+        if value < 1023.5 or unit == "TiB":
+            break
+    return f"{value:.1f} {unit}" if value < 9.95 else f"{value:.0f} {unit}"
+
+
+def _environment() -> Environment:
+    """Returns the template engine: everything escaped, unknown names are errors."""
+    environment = Environment(
+        loader=PackageLoader("ipe_build.audit", "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=False,
+        finalize=printable,
+    )
+    environment.filters["size"] = human_size
+    environment.filters["short"] = lambda text, length: text if len(text) <= length else f"{text[: length - 1]}…"
+    return environment
+
+
+def _content_policy(css: str, script: str) -> str:
+    """Returns the Content-Security-Policy: nothing is loaded from anywhere, and nothing runs but these two."""
+
+    def named(text: str) -> str:
+        return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+
+    return f"default-src 'none'; style-src {named(css)}; script-src {named(script)}; base-uri 'none'; form-action 'none'"
+
+
+def _row(finding: Finding) -> FindingRow:
+    """Returns a finding as the page shows it."""
+    key = {Verdict.PASS: "pass", Verdict.UNKNOWN: "unknown"}.get(finding.verdict) or _FAILED[finding.severity]
+    return FindingRow(finding, STATES[_RANK[key]], link_of(finding.check))
+
+
+def _grouped(findings: tuple[Finding, ...]) -> list[tuple[str, list[Finding]]]:
+    """Returns findings by their check, in the order in which the checks come first."""
+    found: dict[str, list[Finding]] = {}
+    for one in findings:
+        found.setdefault(one.check, []).append(one)
+    return list(found.items())
+
+
+def _nodes(links: tuple[Link, ...], portrait: Portrait) -> list[dict[str, object]]:
+    """Returns the chain's nodes: name, caption (what it is in this image), whether trust reaches it."""
+    reached = [True, *(before.reached and before.state in (LinkState.HOLDS, LinkState.WEAK) for before in links)]
+    return [
+        {"name": name, "caption": caption or "not found", "reached": there}
+        for name, caption, there in zip(NODES, portrait.captions, reached, strict=True)
+    ]
+
+
+def _answers(programs: tuple[Program, ...]) -> dict[str, tuple[int, int]]:
+    """Returns number and size of the programs by answer."""
+    found = {str(answer): (0, 0) for answer in Answer}
+    for one in programs:
+        number, size = found[one.ruling.answer]
+        found[one.ruling.answer] = number + 1, size + one.size_bytes
+    return found
