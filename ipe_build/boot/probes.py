@@ -281,9 +281,10 @@ PROBES: tuple[Probe, ...] = (
     ),
     Probe(
         "run-copy-again",
-        "a copy of a program on tmpfs, with the newer policy in force",
+        "a copy of a program on tmpfs, after all these policies",
         ("run", f"@tmpfs:{layout.PROBE}", "hello"),
         _denied("EACCES", f"the copy {_TMPFS}", _run("DENY", dev="tmpfs")),
+        needs=(Need.NEWER_POLICY,),
     ),
     Probe(
         "script-by-interpreter",

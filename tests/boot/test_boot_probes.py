@@ -15,9 +15,11 @@ import pytest
 
 from ipe_build.boot.evidence import Evidence, ProbeResult, evidence_table, evidence_value
 from ipe_build.boot.expectation import Layer, Outcome
+from ipe_build.boot.probe_disk import policy_files
 from ipe_build.boot.probes import PROBES
 from ipe_build.boot.prove import BootRequest, boot_image
 from ipe_build.cli import main
+from ipe_build.formats.audit_record import PolicyActivation, PolicyIdentity, PolicyLoad, find_record
 from ipe_build.host import Host
 from ipe_build.image.filesystem import FilesystemType
 from ipe_build.signing.certificates import KeySet
@@ -52,6 +54,13 @@ def test_image_allows_what_is_authorised_denies_the_rest_and_stays_as_it_is(prob
     assert (evidence.subject.kernel_release, evidence.subject.policy) == ("6.12.117", "ipe-policy 1.0.0")
     for result in evidence.probes:
         assert len(result.measured.records) == len(result.wanted_records), result.id
+    assert image.request.policy is not None
+    newer = hashlib.sha256(policy_files(image.request.policy)["policy-newer"]).digest()
+    load, activation = (find_record(text) for text in by_id(evidence)["policy-newer"].measured.records)
+    assert load is not None and isinstance(load.event, PolicyLoad)
+    assert load.event.policy == PolicyIdentity("ipe-policy", "1.0.1", newer)
+    assert activation is not None and isinstance(activation.event, PolicyActivation)
+    assert activation.event.new == load.event.policy
 
 
 def test_permissive_policy_makes_the_evidence_fail(probe_image: ImageMaker, host: Host):
