@@ -32,7 +32,7 @@ _CONFIGURATION = f"""[defaults]
 \t\tinode_size = {INODE_BYTES}
 \t}}
 """
-_TIMES = ("ctime", "atime", "mtime", "crtime")
+_TIMES = ("ctime", "atime", "mtime")
 
 
 def make_ext4(staged: Stage, out: Path, scratch: Path, uuid: UUID, epoch: int, size_bytes: int, host: Host) -> None:
@@ -70,8 +70,7 @@ def _time_lines(image: Path, epoch: int) -> list[str]:
     (total,) = struct.unpack_from("<I", superblock, 0)
     (free,) = struct.unpack_from("<I", superblock, 16)
     used = [_ROOT_INODE, *range(_FIRST_INODE, total - free + 1)]
-    values = [(name, f"@{epoch}") for name in _TIMES] + [(f"{name}_extra", "0") for name in _TIMES]
-    return [f"set_inode_field <{number}> {name} {value}" for number in used for name, value in values]
+    return [f"set_inode_field <{number}> {name} @{epoch}" for number in used for name in _TIMES]
 
 
 def _blocks_needed(rootfs: Rootfs, inodes: int) -> int:
@@ -83,7 +82,7 @@ def _blocks_needed(rootfs: Rootfs, inodes: int) -> int:
         names[parent] = names.get(parent, 24) + _name_bytes(entry)
         if entry.is_file and not entry.hardlink:
             blocks = -(-entry.size_bytes // BLOCK_BYTES)
-            data += blocks + blocks // (340 * 8) + 1
+            data += blocks + blocks // 4096
         elif stat.S_ISLNK(entry.mode) or entry.is_folder or entry.xattrs:
             data += 1
         data += bool(entry.xattrs)
