@@ -131,6 +131,7 @@ def prove(config: Config, disk: Path, device: SignedPolicy, keys: Keys, modules:
         dropped_capabilities=frozenset(config.initramfs.drop_capabilities),
         on_corruption=config.initramfs.on_corruption,
         destructive=config.boot.destructive,
+        firmware=config.boot.firmware,
     )
     return boot_image(request, host)
 

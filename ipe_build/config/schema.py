@@ -262,8 +262,9 @@ class BootSection:
 
     probes: bool = setting("Puts the probe program and its fixtures into the root and proves enforcement in QEMU after the build.", True)
     destructive: bool = setting("Also boots copies of the image with flipped bits and foreign signatures.", True)
-    application: tuple[str, ...] = setting("A program of the root with its arguments: a probe runs it, and a flipped bit must stop it.", ())
+    application: tuple[str, ...] = setting("A program of the root with its arguments, which a probe runs.", ())
     interpreter: tuple[str, ...] = setting("An interpreter of the root, to show what IPE does not cover.", ("/bin/sh",))
+    firmware: bool = setting("Also boots the unchanged image from UEFI firmware (OVMF), by the boot loader in it.", False)
     accelerator: Accelerator = setting("`kvm` is faster where it works; `tcg` emulates and works everywhere.", Accelerator.TCG)
     memory_mib: int = setting("Memory of the virtual machine.", 512, check=_between(64, 1 << 20))
     timeout_s: int = setting("Seconds after which one boot counts as hung.", 120, check=_between(5, 86400))
