@@ -169,7 +169,7 @@ def _make_ext4(job: _Job, host: Host) -> None:
 
 MAKERS: tuple[Maker, ...] = (
     Maker(FilesystemType.EROFS, 1024, b"\xe2\xe1\xf5\xe0", ("none", "lz4", "lz4hc"), _make_erofs),
-    Maker(FilesystemType.SQUASHFS, 0, b"hsqs", ("gzip", "xz", "zstd", "lz4", "lzo"), _make_squashfs),
+    Maker(FilesystemType.SQUASHFS, 0, b"hsqs", ("gzip", "xz", "zstd", "lz4"), _make_squashfs),
     Maker(FilesystemType.EXT4, 1024 + 56, b"\x53\xef", ("none",), _make_ext4),
 )
 

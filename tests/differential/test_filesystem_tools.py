@@ -235,6 +235,40 @@ def test_unprivileged_user_makes_the_same_bytes(
         shutil.rmtree(place)
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="root reads everything; only root can become someone who does not")
+def test_unreadable_file_is_one_clear_error(host: Host, need: Callable[[str], Path]) -> None:
+    place = Path("/tmp") / f"ipe-build-unreadable-{os.getpid()}"
+    (place / "root" / "closed").mkdir(parents=True)
+    try:
+        place.chmod(0o755)
+        (place / "root" / "secret").write_text("x")
+        shutil.copytree(Path(ipe_build.__file__).parent, place / "ipe_build", ignore=shutil.ignore_patterns("__pycache__"))
+        code = (
+            "import os, sys\n"
+            "from pathlib import Path\n"
+            "from ipe_build.errors import InputError\n"
+            "from ipe_build.image.rootfs import read_folder\n"
+            "os.setgid(65534); os.setuid(65534)\n"
+            "try:\n    read_folder(Path('root'))\n"
+            "except InputError as error:\n    print(error)\n"
+        )
+
+        def said() -> str:
+            words = [need("/usr/bin/python3"), "-c", code]
+            return subprocess.run(
+                words, check=True, env={**host.env, "PYTHONPATH": str(place)}, cwd=place, capture_output=True, text=True
+            ).stdout
+
+        assert said() == ""
+        (place / "root" / "secret").chmod(0o600)
+        assert said() == "root/secret: cannot be read: Permission denied\n"
+        (place / "root" / "secret").chmod(0o644)
+        (place / "root" / "closed").chmod(0o700)
+        assert said() == "root/closed: cannot be read: Permission denied\n"
+    finally:
+        shutil.rmtree(place)
+
+
 @pytest.mark.slow
 def test_number_of_processors_does_not_show(host: Host, tmp_path: Path) -> None:
     big = tmp_path / "root"
