@@ -5,7 +5,7 @@ Digests that stand in the same places of both policies' rules are one case, so a
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from ipe_build.policy.facts import Digest, Facts
@@ -84,17 +84,24 @@ class Decider:
         self._policy = policy
         self._plain: dict[Operation, list[tuple[int, Rule]]] = {op: [] for op in Operation}
         self._pinned: dict[tuple[Operation, Condition], list[tuple[int, Rule]]] = {}
+        self._made: dict[tuple[Operation, tuple[Condition, ...]], Policy] = {}
         for index, rule in enumerate(policy.rules):
-            digests = [condition for condition in rule.conditions if isinstance(condition.value, Digest)]
-            if digests:
-                self._pinned.setdefault((rule.op, digests[0]), []).append((index, rule))
-            else:
-                self._plain[rule.op].append((index, rule))
+            digest = next((condition for condition in rule.conditions if isinstance(condition.value, Digest)), None)
+            rows = self._plain[rule.op] if digest is None else self._pinned.setdefault((rule.op, digest), [])
+            rows.append((index, rule))
 
-    def candidates(self, op: Operation, conditions: Iterable[Condition]) -> Policy:
+    def candidates(self, op: Operation, conditions: tuple[Condition, ...]) -> Policy:
         """Returns the policy with only the rules that a file with these digests can match, in their order."""
-        rows = list(self._plain[op])
-        for condition in conditions:
-            rows += self._pinned.get((op, condition), [])
-        rules = tuple(rule for _index, rule in sorted(rows, key=lambda row: row[0]))
-        return Policy(self._policy.name, self._policy.version, rules, self._policy.defaults, self._policy.header_line)
+        made = self._made.get((op, conditions))
+        if made is None:
+            rows = list(self._plain[op])
+            for condition in conditions:
+                rows += self._pinned.get((op, condition), [])
+            rules = tuple(rule for _index, rule in sorted(rows, key=_index_of))
+            made = Policy(self._policy.name, self._policy.version, rules, self._policy.defaults, self._policy.header_line)
+            self._made[op, conditions] = made
+        return made
+
+
+def _index_of(row: tuple[int, Rule]) -> int:
+    return row[0]

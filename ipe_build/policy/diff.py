@@ -89,12 +89,9 @@ def update_answer(old: Policy, new: Policy) -> tuple[str | None, str]:
 
 def _decide(decider: Decider, op: Operation, facts: Facts, enabled: Enabled) -> Rule | Default:
     """Returns the rule or default that decides one case."""
-    digests = []
-    if facts.root_hash is not None:
-        digests.append(Condition(_ROOT, facts.root_hash))
-    if facts.fsverity_digest is not None:
-        digests.append(Condition(_FILE, facts.fsverity_digest))
-    return decide(decider.candidates(op, digests), op, facts, enabled)
+    digests = ((_ROOT, facts.root_hash), (_FILE, facts.fsverity_digest))
+    had = tuple(Condition(row, digest) for row, digest in digests if digest is not None)
+    return decide(decider.candidates(op, had), op, facts, enabled)
 
 
 def _shape(by: Rule | Default) -> str:
