@@ -15,6 +15,7 @@ from ipe_build.audit.facts import ImageFacts
 from ipe_build.audit.outcome import Outcome, bad, good, unknown
 from ipe_build.errors import IpeBuildError
 from ipe_build.formats.gpt import ATTRIBUTE_READ_ONLY, Partition
+from ipe_build.formats.partition_types import EFI_SYSTEM
 from ipe_build.formats.verity_sig import VeritySignature, parse_verity_signature
 from ipe_build.signing.profiles import PROFILES, root_hash_payload
 from ipe_build.signing.verify import verify_signature
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
     from ipe_build.host import Host
 
 WEAK_HASHES = frozenset({"md5", "sha1"})
-ESP_TYPE = UUID("c12a7328-f81f-11d2-ba4b-00a0c93ec93b")
 _PRIVATE_KEY = b"PRIVATE KEY-----"
 _KEY_BEGINS = b"-----BEGIN "
 _SCAN_BYTES = 1 << 20
@@ -238,7 +238,7 @@ def other_partitions(facts: ImageFacts, host: Host) -> Iterator[Outcome]:
         yield unknown("other partitions", "there is no partition table")
         return
     known = {one.number for one in (facts.root.data, facts.root.hash, facts.root.signature) if one is not None}
-    others = [one for one in facts.table.partitions if one.number not in known and one.type_uuid != ESP_TYPE]
+    others = [one for one in facts.table.partitions if one.number not in known and one.type_uuid != EFI_SYSTEM]
     for one in others:
         yield bad(f"partition {one.number} {one.name}".strip(), f"{one.size_bytes} bytes that no hash tree covers")
     if not others:

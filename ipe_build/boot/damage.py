@@ -9,7 +9,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
-from uuid import UUID
 
 from ipe_build.boot import layout
 from ipe_build.boot.entry import find_partition, read_table
@@ -17,6 +16,7 @@ from ipe_build.boot.locate import stored_at
 from ipe_build.boot.qemu import Patch
 from ipe_build.errors import InputError
 from ipe_build.formats.gpt import Partition
+from ipe_build.formats.partition_types import PARTITION_TYPES
 from ipe_build.formats.verity import SUPERBLOCK_SIZE, parse_superblock
 from ipe_build.formats.verity_sig import VeritySignature, parse_verity_signature
 from ipe_build.signing.certificates import fingerprint
@@ -26,9 +26,9 @@ from ipe_build.signing.signer import Signer
 if TYPE_CHECKING:
     from ipe_build.host import Host
 
-_ROOT = (UUID("4f68bce3-e8cd-4db1-96e7-fbcaf984b709"), UUID("b921b045-1df0-41c3-af44-4c6f280d3fae"))
-_TREE = (UUID("2c7357ed-ebd2-46d9-aec1-23d437ec2bf5"), UUID("df3300ce-d69f-4c92-978c-9bfb0f38d820"))
-_SIGNATURE = (UUID("41092b05-9fc8-4523-994f-2def0408b176"), UUID("6db69de6-29f4-4758-a7a5-962190f00ce3"))
+_ROOT = tuple(row.root for row in PARTITION_TYPES.values())
+_TREE = tuple(row.root_verity for row in PARTITION_TYPES.values())
+_SIGNATURE = tuple(row.root_verity_sig for row in PARTITION_TYPES.values())
 _FLIP_AT = 64
 """Which byte of a block gets its lowest bit flipped: any does, dm-verity judges whole blocks."""
 

@@ -13,11 +13,11 @@ from uuid import UUID
 
 from ipe_build.errors import InputError, ToolFailedError
 from ipe_build.formats.gpt import Partition, PartitionTable, read_gpt
+from ipe_build.formats.partition_types import EFI_SYSTEM
 
 if TYPE_CHECKING:
     from ipe_build.host import Host
 
-ESP = UUID("c12a7328-f81f-11d2-ba4b-00a0c93ec93b")
 _ENTRY = re.compile(r"::/loader/entries/([^/]+\.conf)", re.IGNORECASE)
 
 
@@ -57,7 +57,7 @@ def read_entry(disk: Path, folder: Path, host: Host) -> BootEntry:
 
     Raises: InputError when there is no EFI system partition, no entry, or a file that an entry names is missing.
     """
-    partition = find_partition(read_table(disk), (ESP,), "EFI system", disk)
+    partition = find_partition(read_table(disk), (EFI_SYSTEM,), "EFI system", disk)
     names = _entries(disk, partition, host)
     if not names:
         raise InputError(

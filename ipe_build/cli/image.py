@@ -15,7 +15,7 @@ from ipe_build.image.disk import Disk, DiskRequest, make_disk
 from ipe_build.image.esp import BootEntry
 from ipe_build.image.filesystem import MAKERS, FilesystemRequest, FilesystemType, make_filesystem
 from ipe_build.image.initramfs import CAPABILITIES, VERITY_OPTIONS, Compression, InitramfsRequest, OnFailure, make_initramfs
-from ipe_build.image.partition_types import PARTITION_TYPES
+from ipe_build.formats.partition_types import PARTITION_TYPES
 from ipe_build.image.rootfs import Entry, PathRule
 
 if TYPE_CHECKING:

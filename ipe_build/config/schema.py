@@ -151,7 +151,7 @@ class RootfsSection:
     source: Path = setting("The root filesystem: a folder, a tar, or a finished image of type `filesystem`.")
     filesystem: Filesystem = setting("Filesystem to make.", Filesystem.EROFS)
     compression: str | None = setting(
-        "Compression of the filesystem (EROFS: lz4, lz4hc; SquashFS: gzip, xz, zstd, lz4); none when left out.", None
+        "Compression of the filesystem. EROFS: lz4, lz4hc, none when left out. SquashFS: gzip (when left out), xz, zstd, lz4.", None
     )
     keep_owners: bool | None = setting("Whether the source's owners count. Left out: a tar's do, a folder's become root:root.", None)
     uuid: str | None = setting("Filesystem UUID; derived from [build] name and SOURCE_DATE_EPOCH when left out.", None, check=_UUID)

@@ -15,8 +15,8 @@ from uuid import UUID, uuid5
 
 from ipe_build.errors import InputError
 from ipe_build.formats.gpt import ATTRIBUTE_READ_ONLY, Partition, PartitionTable, lay_out, read_gpt, write_gpt
+from ipe_build.formats.partition_types import EFI_SYSTEM, PARTITION_TYPES
 from ipe_build.image.esp import BootEntry, EspFile, boot_loader_file, entry_files, make_esp
-from ipe_build.image.partition_types import EFI_SYSTEM, PARTITION_TYPES
 
 if TYPE_CHECKING:
     from ipe_build.host import Host

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from uuid import UUID
 
 from ipe_build.errors import InputError, ToolFailedError, ToolMissingError
-from ipe_build.image.partition_types import PARTITION_TYPES
+from ipe_build.formats.partition_types import PARTITION_TYPES
 
 if TYPE_CHECKING:
     from ipe_build.host import Host

@@ -18,7 +18,7 @@ from uuid import UUID
 
 from ipe_build.errors import InputError
 from ipe_build.formats.cpio import CpioEntry, character_device, directory, regular_file, write_cpio
-from ipe_build.image.partition_types import PARTITION_TYPES
+from ipe_build.formats.partition_types import PARTITION_TYPES
 
 if TYPE_CHECKING:
     from ipe_build.host import Host
