@@ -10,12 +10,13 @@ import contextlib
 import os
 import shutil
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ipe_build.errors import InputError
-from ipe_build.formats.dotconfig import DotConfig, parse_dotconfig, quote, render_dotconfig
+from ipe_build.formats.dotconfig import DotConfig, line_of, parse_dotconfig, quote, render_dotconfig
 from ipe_build.kernel.check import compare, explain, require
 from ipe_build.kernel.fragment import BOOT_POLICY, REVOKED_KEYS, TRUSTED_KEYS, Conflict, merge, overlay
 from ipe_build.kernel.make import Make
@@ -27,13 +28,16 @@ if TYPE_CHECKING:
     from ipe_build.host import Host
 
 _SCHEME = "2"
-"""Part of every cache key: raise it when what is cached, or how it is built, changes."""
+_LINK_SCHEME = "3"
+"""Part of the cache keys, of all and of the link's: raise it when what is cached, or how it is built, changes."""
 _TRUST_FOLDER = "ipe-build"
 """Below the build tree, so that the paths in the configuration are the same wherever it is: make runs there."""
 _FILES = ((BOOT_POLICY, "boot-policy"), (TRUSTED_KEYS, "certificates.pem"), (REVOKED_KEYS, "revoked.pem"))
 _CONFIG = "kernel.config"
 _BUILT_AT = "built-at"
 _KEPT_S = 30 * 86400
+_MADE_ANEW = ("vmlinux", "vmlinux.o", "vmlinux.bin*", ".tmp_vmlinux*", "piggy.o", "bzImage", "System.map", "*.ko")
+"""Files of the build tree that a link makes anew in any case, or does not need: not copied."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +73,7 @@ def build_kernel(request: KernelRequest, trust: KernelTrust, host: Host) -> Kern
     check_trust(trust, tree.version)
     config, _ = resolve_config(request, tree, host)
     base = _base(request, tree, config, host)
-    key = cache_key(_SCHEME, base.key, trust.digest(), str(host.source_date_epoch))
+    key = cache_key(_LINK_SCHEME, base.key, trust.digest(), str(host.source_date_epoch))
     folder = host.cache.entry("kernel", key, lambda place: _link(request, tree, base, trust, place, host))
     for used in (folder, base.folder):
         _forget_old(used)
@@ -147,13 +151,11 @@ def _link(request: KernelRequest, tree: SourceTree, base: _Base, trust: KernelTr
     """Fills `folder` with the image, vmlinux, System.map and configuration that have this trust linked in."""
     make = _make(request, tree, folder / "build", folder / "make.log", host.source_date_epoch)
     with host.progress.step("kernel: link the boot policy and certificates in"):
-        shutil.copytree(base.folder / "build", make.output, symlinks=True)
+        shutil.copytree(base.folder / "build", make.output, symlinks=True, ignore=shutil.ignore_patterns(*_MADE_ANEW))
         _move_paths(make.output, (base.folder / _BUILT_AT).read_text("utf-8"))
         paths = _write_trust(make.output / _TRUST_FOLDER, trust)
         target = make.output / ".config"
-        config = overlay(_read_config(target), DotConfig({symbol: quote(path) for symbol, path in paths.items()}))
-        target.write_bytes(render_dotconfig(config.values.items()))
-        make.run(["olddefconfig"], host)
+        _set_strings(target, paths)
         make.run([request.board.target], host, jobs=host.jobs)
         wanted = request.fragment(
             boot_policy=paths[BOOT_POLICY], trusted_keys=paths[TRUSTED_KEYS], revoked_keys=paths[REVOKED_KEYS] if trust.revoked else None
@@ -191,6 +193,16 @@ def _write_trust(folder: Path, trust: KernelTrust) -> dict[str, str]:
             (folder / name).write_bytes(contents[symbol])
         paths[symbol] = f"{_TRUST_FOLDER}/{name}" if contents[symbol] else ""
     return paths
+
+
+def _set_strings(config: Path, texts: Mapping[str, str]) -> None:
+    """Sets string symbols that the resolved configuration has already, each in its line, so that Kconfig has nothing to resolve."""
+    lines = config.read_text("utf-8").split("\n")
+    for number, line in enumerate(lines):
+        symbol = line.partition("=")[0].removeprefix("CONFIG_")
+        if symbol in texts and line.startswith("CONFIG_"):
+            lines[number] = line_of(symbol, quote(texts[symbol]))
+    config.write_text("\n".join(lines), "utf-8")
 
 
 def _move_paths(output: Path, built_at: str) -> None:

@@ -29,7 +29,7 @@ VERSION = 6
 PATCHLEVEL = 12
 SUBLEVEL = 9
 tinyconfig:
-\tprintf 'CONFIG_BASE=y\\n' > $(O)/.config
+\tprintf 'CONFIG_BASE=y\\nCONFIG_IPE_BOOT_POLICY=""\\nCONFIG_SYSTEM_TRUSTED_KEYS=""\\n' > $(O)/.config
 olddefconfig:
 \t@true
 bzImage:
@@ -139,6 +139,14 @@ def test_a_failed_compile_shows_the_error_line_and_leaves_nothing_and_the_next_o
     assert "kernel-base" not in built(local)
     (tree / "broken").unlink()
     assert PERMISSIVE.boot_policy in build_kernel(request(tree), PERMISSIVE, local).image.read_bytes()
+
+
+def test_a_configuration_that_has_no_place_for_the_trust_is_not_linked(local: Host, tree: Path) -> None:
+    makefile = tree / "Makefile"
+    makefile.write_text(makefile.read_text().replace('CONFIG_IPE_BOOT_POLICY=""\\n', ""))
+    with pytest.raises(InputError, match="CONFIG_IPE_BOOT_POLICY is not there"):
+        build_kernel(request(tree), PERMISSIVE, local)
+    assert "kernel" not in built(local)
 
 
 def test_an_interrupted_compile_leaves_nothing_and_the_next_one_works(local: Host, tree: Path) -> None:
