@@ -1,0 +1,57 @@
+# What all ipe classes share: the program, keys and certificates by purpose, how a missing one is reported.
+#
+# Keys are URIs (file:, pkcs11:, command:), so a private key never is in the metadata. Signatures with RSA are deterministic and the
+# URI is not part of any task's hash: builders that reach the same key in different ways share sstate. The certificate's content is
+# part of it (file-checksums).
+
+IPE_BUILD_CMD ?= "ipe-build"
+IPE_BUILD_CMD[doc] = "The program that the ipe classes call."
+IPE_BUILD_DEPENDS ?= "python3-ipe-build-native"
+IPE_BUILD_DEPENDS[doc] = "Recipes that provide IPE_BUILD_CMD. Empty when it comes from the host (then add it to HOSTTOOLS)."
+
+IPE_POLICY_KEY ??= ""
+IPE_POLICY_KEY[doc] = "URI of the key that signs policies: file:PATH, pkcs11:… (with pin-source=, never pin-value=) or command:…."
+IPE_POLICY_CERT ??= ""
+IPE_POLICY_CERT[doc] = "Certificate (PEM) of IPE_POLICY_KEY."
+IPE_VERITY_KEY ??= ""
+IPE_VERITY_KEY[doc] = "URI of the key that signs root hashes."
+IPE_VERITY_CERT ??= ""
+IPE_VERITY_CERT[doc] = "Certificate (PEM) of IPE_VERITY_KEY."
+IPE_MODULE_KEY ??= ""
+IPE_MODULE_KEY[doc] = "URI of the key that signs kernel modules."
+IPE_MODULE_CERT ??= ""
+IPE_MODULE_CERT[doc] = "Certificate (PEM) of IPE_MODULE_KEY."
+IPE_TRUSTED_CERTS ??= ""
+IPE_TRUSTED_CERTS[doc] = "Certificates (PEM) that are built into the kernel: the issuers, or the three signers' own."
+
+IPE_ALLOW_TEST_KEYS ??= "0"
+IPE_ALLOW_TEST_KEYS[doc] = "1 lets the recipe ipe-keys-test make keys in IPE_TEST_KEYS_DIR. For trying it out, never for a product."
+IPE_TEST_KEYS_DIR ??= "${TOPDIR}/ipe-test-keys"
+IPE_TEST_KEYS_DIR[doc] = "Where ipe-keys-test makes its keys; outside TMPDIR, so never in sstate. conf/ipe-test-keys.inc names them."
+
+# For a task's [depends]: test keys are made before they are used.
+IPE_KEYS_TASK = "${@'ipe-keys-test:do_create_keys' if d.getVar('IPE_ALLOW_TEST_KEYS') == '1' else ''}"
+
+# For a task's [file-checksums]: the content of the certificates that the named variables name.
+def ipe_certificates(d, *names):
+    return " ".join("%s:%s" % (path, os.path.exists(path)) for name in names for path in (d.getVar(name) or "").split())
+
+ipe_build () {
+    ${IPE_BUILD_CMD} "$@" --quiet || bbfatal "${IPE_BUILD_CMD} $1 failed; it says why above"
+}
+
+# ipe_need VARIABLE VALUE: the variable must be set. Single-valued variables that are files: ipe_need_file.
+ipe_need () {
+    [ -n "$2" ] || bbfatal "$1 is not set; docs/yocto.md says what it is for (conf/ipe-test-keys.inc has test values)"
+}
+
+ipe_need_file () {
+    ipe_need "$1" "$2"
+    [ -f "$2" ] || bbfatal "$1 names '$2', which is no file"
+}
+
+python () {
+    for name in ("IPE_POLICY_KEY", "IPE_VERITY_KEY", "IPE_MODULE_KEY"):
+        if "pin-value=" in (d.getVar(name) or ""):
+            bb.fatal("%s holds a PIN (pin-value=), which would end up in logs: name a file with pin-source=" % name)
+}

@@ -1,0 +1,40 @@
+# The initramfs: one static program that opens the verity root with its signature, loads the device policy and starts the root's init.
+#
+# It holds the signed policy, so a new policy makes a new initramfs and disk, and never a new root filesystem.
+
+inherit ipe-common deploy
+
+IPE_ROOT_FILESYSTEM ??= "erofs"
+IPE_INITRAMFS_ROOT_HASH ??= "cmdline"
+IPE_INITRAMFS_ROOT_HASH[doc] = "cmdline: roothash= names the root and its signature decides. Else the one root hash (hex, or a .roothash file) that is opened."
+IPE_INITRAMFS_POLICY ??= "${DEPLOY_DIR_IMAGE}/ipe-policy.p7b"
+IPE_INITRAMFS_POLICY[doc] = "Signed policy in the initramfs; its file's stem is the policy's name."
+IPE_INITRAMFS_DEPENDS ??= "ipe-policy:do_deploy"
+IPE_INITRAMFS_DEPENDS[doc] = "Task that makes IPE_INITRAMFS_POLICY."
+IPE_INITRAMFS_DROP ??= "CAP_MAC_ADMIN CAP_SYS_RAWIO CAP_SYS_PTRACE"
+IPE_INITRAMFS_DROP[doc] = "Capabilities that no process of the device gets. Without CAP_MAC_ADMIN enforcement cannot be switched off, nor a policy updated, until reboot."
+IPE_INITRAMFS_ARGS ??= ""
+IPE_INITRAMFS_ARGS[doc] = "More arguments for `ipe-build image initramfs`, such as --init /lib/systemd/systemd or --on-failure recovery."
+
+DEPENDS:append = " ${IPE_BUILD_DEPENDS}"
+PACKAGE_ARCH = "${MACHINE_ARCH}"
+do_compile[depends] += "${IPE_INITRAMFS_DEPENDS}"
+do_compile[cleandirs] += "${B}"
+do_compile () {
+    ipe_need_file IPE_INITRAMFS_POLICY "${IPE_INITRAMFS_POLICY}"
+    # CC is a program with options; ipe-build runs one program.
+    printf '#!/bin/sh\nexec %s "$@"\n' "${CC}" > "${B}/cc"
+    chmod 0755 "${B}/cc"
+    policy="/etc/ipe/$(basename "${IPE_INITRAMFS_POLICY}")"
+    set -- --policy "initramfs:$policy" --carry "$policy=${IPE_INITRAMFS_POLICY}"
+    for capability in ${IPE_INITRAMFS_DROP}; do
+        set -- "$@" --drop-capability "$capability"
+    done
+    ipe_build image initramfs --root-hash "${IPE_INITRAMFS_ROOT_HASH}" --filesystem "${IPE_ROOT_FILESYSTEM}" "$@" \
+        --compiler "${B}/cc" ${IPE_INITRAMFS_ARGS} -o "${B}/ipe-initrd"
+}
+
+do_deploy () {
+    install -m 0644 "${B}/ipe-initrd" "${DEPLOYDIR}/ipe-initrd-${MACHINE}"
+}
+addtask deploy after do_compile before do_build

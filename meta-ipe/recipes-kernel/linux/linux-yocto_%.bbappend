@@ -1,0 +1,1 @@
+require ${@bb.utils.contains('DISTRO_FEATURES', 'ipe', 'linux-ipe.inc', '', d)}

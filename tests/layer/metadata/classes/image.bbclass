@@ -1,0 +1,67 @@
+# The contract of OE-core's image.bbclass that ipe-image builds on: a task do_image_TYPE for each type, made of IMAGE_CMD and of the
+# CONVERSION_CMDs behind it, expanded with `type`, run in IMGDEPLOYDIR; classes of IMAGE_CLASSES come in last.
+CONVERSIONTYPES = "zst"
+CONVERSION_CMD:zst = "zstd -q -f ${IMAGE_NAME}.${type}"
+IMAGE_TYPES = "erofs ext4"
+IMAGE_CMD:erofs = "mkfs.erofs -T1700000000 -U 00000000-0000-0000-0000-000000000001 ${IMGDEPLOYDIR}/${IMAGE_NAME}.erofs ${IMAGE_ROOTFS}"
+IMAGE_CMD:ext4 = "rm -f ${IMGDEPLOYDIR}/${IMAGE_NAME}.ext4; mke2fs -q -t ext4 -U 00000000-0000-0000-0000-000000000002 -E hash_seed=00000000-0000-0000-0000-000000000003 -d ${IMAGE_ROOTFS} ${IMGDEPLOYDIR}/${IMAGE_NAME}.ext4 16M"
+IMAGE_BASENAME = "${PN}"
+IMAGE_LINK_NAME = "${PN}-${MACHINE}"
+IMAGE_VERSION_SUFFIX = "-${DATETIME}"
+IMAGE_NAME = "${IMAGE_LINK_NAME}${IMAGE_VERSION_SUFFIX}"
+IMAGE_ROOTFS = "${WORKDIR}/rootfs"
+IMGDEPLOYDIR = "${WORKDIR}/deploy-${PN}-image-complete"
+IMGMANIFESTDIR = "${WORKDIR}/image-task-manifest"
+inherit_defer ${IMAGE_CLASSES}
+
+do_rootfs[dirs] = "${IMGDEPLOYDIR} ${IMGMANIFESTDIR}"
+do_rootfs () {
+	rm -rf "${IMAGE_ROOTFS}"
+	cp -a "${SMALL_ROOTFS}" "${IMAGE_ROOTFS}"
+}
+addtask rootfs after do_install
+do_image () {
+	:
+}
+addtask image after do_rootfs
+do_image_complete () {
+	mkdir -p "${DEPLOY_DIR_IMAGE}"
+	cp -P "${IMGDEPLOYDIR}"/* "${DEPLOY_DIR_IMAGE}/"
+}
+addtask image_complete after do_image before do_build
+
+def small_conversions(d, name, base):
+    """Returns the commands that make BASE.CONVERSION…, in order."""
+    commands, kind = [], base
+    for conversion in name[len(base):].split(".")[1:]:
+        local = bb.data.createCopy(d)
+        local.setVar("type", kind)
+        local.delVar("TMPDIR")
+        commands.append("\t" + local.getVar("CONVERSION_CMD:" + conversion))
+        kind += "." + conversion
+    return commands
+
+python () {
+    wanted = {}
+    queue = d.getVar("IMAGE_FSTYPES").split()
+    while queue:
+        name = queue.pop()
+        base = name.split(".")[0]
+        if name not in wanted.setdefault(base, []):
+            wanted[base].append(name)
+            queue += (d.getVar("IMAGE_TYPEDEP:" + base) or "").split()
+    for base, names in wanted.items():
+        local = bb.data.createCopy(d)
+        local.setVar("OVERRIDES", base + ":" + d.getVar("OVERRIDES"))
+        local.delVar("TMPDIR")  # stays unexpanded, as in OE-core: no build path in the task's hash
+        commands = ["\t" + local.getVar("IMAGE_CMD"), "\tcd ${IMGDEPLOYDIR}"]
+        for name in sorted(names, key=len):
+            commands += [one for one in small_conversions(d, name, base) if one not in commands]
+        for name in [base] + names:
+            commands.append("\tln -sf ${IMAGE_NAME}.%s ${IMAGE_LINK_NAME}.%s" % (name, name))
+        task = "do_image_" + base
+        d.setVar(task, "\n".join(commands) + "\n")
+        d.setVarFlag(task, "func", "1")
+        before = ["do_image"] + ["do_image_" + dep.split(".")[0] for dep in (d.getVar("IMAGE_TYPEDEP:" + base) or "").split()]
+        bb.build.addtask(task, "do_image_complete", " ".join(before), d)
+}

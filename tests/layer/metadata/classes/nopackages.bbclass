@@ -1,0 +1,1 @@
+# Nothing of nopackages is needed here.

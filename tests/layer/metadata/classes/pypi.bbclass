@@ -1,0 +1,1 @@
+# Nothing of pypi is needed here.

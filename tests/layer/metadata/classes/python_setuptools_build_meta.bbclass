@@ -1,0 +1,1 @@
+# Nothing of python_setuptools_build_meta is needed here.

@@ -1,0 +1,210 @@
+"""The classes' real tasks, on BitBake's engine, with the real mkfs.erofs, mke2fs, veritysetup and openssl."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from ipe_build.cli import main
+from ipe_build.formats.verity_sig import parse_verity_signature
+
+IMAGE = (
+    ("small-image", "do_rootfs"),
+    ("small-image", "do_image_erofs"),
+    ("small-image", "do_image_ext4"),
+    ("small-image", "do_image_complete"),
+)
+SIDECARS = ("verity", "roothash", "roothash.p7s", "verity-sig", "verity.env")
+
+
+def smime_verifies(openssl: Path, signature: Path, certificate: Path, content: Path | None = None) -> bytes:
+    """The content that openssl finds signed. Fails the test when the signature does not verify."""
+    words = [openssl, "smime", "-verify", "-binary", "-inform", "der", "-in", signature, "-certfile", certificate, "-noverify", "-nointern"]
+    done = subprocess.run([*words, *(["-content", content] if content else [])], capture_output=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize("filesystem", ["erofs", "ext4"])
+def test_verity_conversion_makes_what_others_accept(build_folder, need, test_keys, tmp_path, filesystem) -> None:
+    need("mkfs.erofs"), need("mke2fs")
+    build_folder.built(IMAGE[0], ("small-image", f"do_image_{filesystem}"), IMAGE[-1])
+    image = build_folder.deploy / f"small-image-small.{filesystem}"
+    root_hash = Path(f"{image}.roothash").read_text().strip()
+    subprocess.run([need("veritysetup"), "verify", image, f"{image}.verity", root_hash], check=True)
+    payload = tmp_path / "payload"
+    payload.write_text(root_hash)
+    smime_verifies(need("openssl"), Path(f"{image}.roothash.p7s"), test_keys.pair("verity").certificate, payload)
+    assert parse_verity_signature(Path(f"{image}.verity-sig").read_bytes()).root_hash.hex() == root_hash
+    with image.open("r+b") as file:
+        file.seek(1024)
+        file.write(b"\xff")
+    changed = subprocess.run([need("veritysetup"), "verify", image, f"{image}.verity", root_hash], capture_output=True)
+    assert changed.returncode != 0
+
+
+def test_every_sidecar_has_its_link_and_is_in_the_image_manifest(build_folder, need) -> None:
+    need("mkfs.erofs"), need("mke2fs")
+    build_folder.built(*IMAGE)
+    for filesystem in ("erofs", "ext4"):
+        for suffix in SIDECARS:
+            link = build_folder.deploy / f"small-image-small.{filesystem}.{suffix}"
+            assert link.is_symlink() and link.resolve().is_file(), link
+        rows = json.loads((build_folder.topdir / f"tmp/work/small-image/image-task-manifest/do_image_ipe_{filesystem}.json").read_text())
+        listed = {row["filename"] for row in rows[0]["images"]}
+        assert listed == {f"small-image-small-20260101000000.{filesystem}.{suffix}" for suffix in SIDECARS if suffix != "verity"}
+
+
+def test_two_builders_make_the_same_bytes(build_folder, need, tmp_path) -> None:
+    need("mkfs.erofs")
+    first = [IMAGE[0], IMAGE[1], IMAGE[-1]]
+    build_folder.built(*first)
+    kept = {path.name: path.read_bytes() for path in build_folder.deploy.iterdir() if path.is_symlink()}
+    build_folder.topdir = tmp_path / "another/top"
+    build_folder.built(*first, DATETIME="20270202020202")
+    again = {path.name: path.read_bytes() for path in build_folder.deploy.iterdir() if path.is_symlink()}
+    assert again == kept and len(kept) == 6
+
+
+def test_device_policy_is_checked_signed_packaged_and_deployed(build_folder, need, test_keys) -> None:
+    build_folder.built(*(("ipe-policy", f"do_{task}") for task in ("compile", "install", "deploy")), IPE_POLICY_KERNEL_CONFIG="")
+    text = (build_folder.deploy / "ipe-policy.pol").read_bytes()
+    assert b"\npolicy_name=ipe-policy policy_version=0.0.1\n" in text
+    assert b"op=KMODULE dmverity_signature=TRUE action=ALLOW" in text
+    signed = build_folder.deploy / "ipe-policy.p7b"
+    assert smime_verifies(need("openssl"), signed, test_keys.pair("policy").certificate) == text
+    packaged = build_folder.topdir / "tmp/work/ipe-policy/image/usr/lib/ipe/ipe-policy.p7b"
+    assert packaged.read_bytes() == signed.read_bytes()
+
+
+def test_boot_policy_is_not_signed(build_folder) -> None:
+    build_folder.built(("ipe-boot-policy", "do_compile"), ("ipe-boot-policy", "do_deploy"), IPE_POLICY_KEY="", IPE_POLICY_CERT="")
+    assert {path.name for path in build_folder.deploy.iterdir()} == {"ipe-boot.pol"}
+
+
+def test_policy_that_the_kernel_cannot_judge_fails_the_build(build_folder, tmp_path) -> None:
+    config = tmp_path / "kernel.config"
+    config.write_text("# Linux/x86 6.12.117 Kernel Configuration\nCONFIG_SECURITY_IPE=y\nCONFIG_DM_VERITY=y\n")
+    answer = build_folder.bitbake(("ipe-policy", "do_compile"), IPE_POLICY_KERNEL_CONFIG=str(config))
+    assert not answer.ok
+    assert "policy failed" in answer.fatal and "DM_VERITY_VERIFY_ROOTHASH_SIG" in answer.log
+    assert not (build_folder.topdir / "tmp/work/ipe-policy/build/ipe-policy.p7b").exists()
+
+
+def test_modules_are_signed_where_they_will_be_packaged(build_folder, test_keys, foreign_keys, unsigned_module, tmp_path, capsys) -> None:
+    modules = tmp_path / "modules"
+    modules.mkdir()
+    (modules / "demo.ko").write_bytes(unsigned_module)
+    run = (("small-module", "do_package"), ("small-module", "ipe_sign_modules"))
+    build_folder.built(*run, SMALL_MODULES=str(modules))
+    packaged = build_folder.topdir / "tmp/work/small-module/package/lib/demo.ko"
+    assert main(["modules", "verify", str(packaged), "--trusted", str(test_keys.bundle)]) == 0
+    assert main(["modules", "verify", str(packaged), "--trusted", str(foreign_keys.bundle)]) == 1
+    assert packaged.read_bytes().startswith(unsigned_module)
+
+
+def test_recipe_without_modules_needs_no_module_key(build_folder, tmp_path) -> None:
+    (tmp_path / "modules").mkdir()
+    build_folder.built(
+        ("small-module", "do_package"), ("small-module", "ipe_sign_modules"), SMALL_MODULES=str(tmp_path / "modules"), IPE_MODULE_KEY=""
+    )
+
+
+def test_initramfs_carries_the_signed_policy(build_folder, need) -> None:
+    need("gcc")
+    run = (("ipe-policy", "do_compile"), ("ipe-policy", "do_deploy"), ("ipe-initramfs", "do_compile"), ("ipe-initramfs", "do_deploy"))
+    build_folder.built(*run, IPE_POLICY_KERNEL_CONFIG="", CC="gcc -O2", IPE_INITRAMFS_ARGS="--compression none")
+    archive = (build_folder.deploy / "ipe-initrd-small").read_bytes()
+    assert archive.startswith(b"070701")
+    assert (build_folder.deploy / "ipe-policy.p7b").read_bytes() in archive
+    assert b"etc/ipe/ipe-policy.p7b\0" in archive
+
+
+def test_test_keys_are_made_once_and_only_when_allowed(build_folder) -> None:
+    refused = build_folder.bitbake(parse=("ipe-keys-test",))
+    assert "IPE_ALLOW_TEST_KEYS is not 1" in refused.recipes["ipe-keys-test"]["skipped"]
+    run = ("ipe-keys-test", "do_create_keys")
+    build_folder.built(run, IPE_ALLOW_TEST_KEYS="1")
+    keys = build_folder.topdir / "ipe-test-keys"
+    first = {path.name: path.read_bytes() for path in keys.iterdir()}
+    build_folder.built(run, IPE_ALLOW_TEST_KEYS="1")
+    assert {path.name: path.read_bytes() for path in keys.iterdir()} == first
+    settings = (build_folder.topdir / "conf/local.conf").read_text()
+    named = (Path(__file__).parents[2] / "meta-ipe/conf/ipe-test-keys.inc").read_text()
+    for name in ("policy.key.pem", "policy.cert.pem", "verity.key.pem", "module.key.pem", "trusted-keys.pem"):
+        assert name in first and f"/{name}" in named
+    assert settings
+
+
+FATALS = (
+    ("IPE_VERITY_KEY", "", IMAGE[:2], "IPE_VERITY_KEY is not set"),
+    ("IPE_VERITY_CERT", "", IMAGE[:2], "IPE_VERITY_CERT is not set"),
+    ("IPE_VERITY_CERT", "/nowhere.pem", IMAGE[:2], "IPE_VERITY_CERT names '/nowhere.pem'"),
+    ("IPE_POLICY_KEY", "", (("ipe-policy", "do_compile"),), "IPE_POLICY_KEY is not set"),
+    ("IPE_POLICY_CERT", "/nowhere.pem", (("ipe-policy", "do_compile"),), "IPE_POLICY_CERT names '/nowhere.pem'"),
+    ("IPE_POLICY_KERNEL_CONFIG", "/nowhere", (("ipe-policy", "do_compile"),), "IPE_POLICY_KERNEL_CONFIG names '/nowhere'"),
+    ("IPE_INITRAMFS_POLICY", "/nowhere.p7b", (("ipe-initramfs", "do_compile"),), "IPE_INITRAMFS_POLICY names '/nowhere.p7b'"),
+    ("IPE_BOOT_POLICY", "/nowhere.pol", (("linux-yocto", "ipe_configure_kernel"),), "IPE_BOOT_POLICY names '/nowhere.pol'"),
+    ("IPE_AUDIT_IMAGE", "/nowhere.raw", (("small-image", "do_ipe_audit"),), "IPE_AUDIT_IMAGE names '/nowhere.raw'"),
+)
+
+
+@pytest.mark.parametrize(("variable", "value", "run", "message"), FATALS, ids=[f"{row[0]}={row[1]}" for row in FATALS])
+def test_missing_value_fails_with_the_variables_name(build_folder, need, tmp_path, variable, value, run, message) -> None:
+    need("mkfs.erofs")
+    settings = {"IPE_POLICY_KERNEL_CONFIG": "", "SMALL_KERNEL_SOURCE": str(tmp_path), variable: value}
+    answer = build_folder.bitbake(*run, **settings)
+    assert not answer.ok
+    assert message in answer.fatal
+
+
+def test_pin_in_a_key_uri_is_refused(build_folder) -> None:
+    answer = build_folder.bitbake(parse=("ipe-policy",), IPE_POLICY_KEY="pkcs11:token=t?pin-value=1234")
+    assert not answer.ok
+    assert "IPE_POLICY_KEY holds a PIN" in answer.log and "1234" not in answer.log
+
+
+def test_wrong_key_leaves_no_signature(build_folder, need, foreign_keys) -> None:
+    need("mkfs.erofs")
+    answer = build_folder.bitbake(*IMAGE[:2], IPE_VERITY_KEY=foreign_keys.pair("verity").uri)
+    assert not answer.ok
+    assert not list(build_folder.topdir.rglob("*.p7s"))
+
+
+def test_private_keys_are_nowhere_below_tmpdir(build_folder, need, test_keys) -> None:
+    need("mkfs.erofs"), need("mke2fs")
+    build_folder.built(*IMAGE, ("ipe-policy", "do_compile"), ("ipe-policy", "do_deploy"), IPE_POLICY_KERNEL_CONFIG="")
+    secrets = [path.read_bytes().splitlines()[5] for path in test_keys.folder.glob("*.key.pem")]
+    assert len(secrets) >= 4
+    for path in (build_folder.topdir / "tmp").rglob("*"):
+        if path.is_file():
+            content = path.read_bytes()
+            assert b"PRIVATE KEY" not in content and not any(secret in content for secret in secrets), path
+
+
+def test_kernel_gets_policy_and_certificates_and_a_dropped_symbol_fails(build_folder, host, need, test_keys) -> None:
+    from ipe_build.kernel.profiles import DEBIAN_SOURCE
+    from ipe_build.kernel.source import source_tree
+
+    for tool in ("make", "gcc", "bison", "flex"):
+        need(tool)
+    if not DEBIAN_SOURCE.is_file():
+        need(str(DEBIAN_SOURCE))
+    tree = source_tree(DEBIAN_SOURCE, host).folder
+    build = build_folder.topdir / "tmp/work/linux-yocto/build"
+    boot = (("ipe-boot-policy", "do_compile"), ("ipe-boot-policy", "do_deploy"))
+    build_folder.built(*boot, ("linux-yocto", "do_configure"), ("linux-yocto", "do_deploy"), SMALL_KERNEL_SOURCE=str(tree))
+    config = (build_folder.deploy / "ipe-kernel-small.config").read_text()
+    for line in ('CONFIG_IPE_BOOT_POLICY="ipe-boot.pol"', 'CONFIG_SYSTEM_TRUSTED_KEYS="ipe-trusted.pem"', "CONFIG_SECURITY_IPE=y"):
+        assert line in config
+    assert 'CONFIG_MODULE_SIG_KEY=""' in config and str(build_folder.topdir) not in config
+    assert (build / "ipe-boot.pol").read_bytes() == (build_folder.deploy / "ipe-boot.pol").read_bytes()
+    assert (build / "ipe-trusted.pem").read_bytes() == test_keys.bundle.read_bytes()
+    build_folder.built(("ipe-policy", "do_compile"))
+    # User Mode Linux has no EFI: kconfig drops the symbol without a word, the class must not.
+    dropped = {"SMALL_KERNEL_SOURCE": str(tree), "export ARCH": "um", "IPE_KERNEL_FEATURES": "ipe efi"}
+    answer = build_folder.bitbake(("linux-yocto", "do_configure"), **dropped)
+    assert not answer.ok and "kernel failed" in answer.fatal and "EFI" in answer.log

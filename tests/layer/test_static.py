@@ -1,0 +1,143 @@
+"""What can be said of meta-ipe without running it: the linter of others, and the traps that BitBake does not report."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+LAYER = ROOT / "meta-ipe"
+CLASSES = sorted((LAYER / "classes-recipe").glob("*.bbclass"))
+METADATA = sorted(path for path in LAYER.rglob("*") if path.suffix in (".bb", ".bbclass", ".bbappend", ".inc", ".conf"))
+
+# Rule to why it does not apply; everything else that oelint-adv knows is an error here.
+NOT_FOR_US = {
+    "oelint.bbclass.underscores": "OE-core's own classes have hyphens",
+    "oelint.task.docstrings": "shell helpers are taken for tasks; the tasks have one (test_every_new_task_is_documented)",
+    "oelint.task.noanonpython": "what depends on the image types can be known only then",
+    "oelint.var.bbclassextend": "policies and initramfs exist for the target only",
+    "oelint.var.licenseremotefile": "recipes without sources use COMMON_LICENSE_DIR",
+    "oelint.var.mandatoryvar.SRC_URI": "recipes without sources",
+    "oelint.var.suggestedvar.BUGTRACKER": "none",
+    "oelint.var.suggestedvar.CVE_PRODUCT": "none is registered",
+    "oelint.vars.duplicate": "a class read twice through two others",
+    "oelint.vars.fileextrapaths": "the sources are the repository that the layer is part of",
+    "oelint.vars.homepageping": "no network in tests",
+    "oelint.vars.layerconf": "IPE_BUILD_SOURCE: where the layer lies",
+    "oelint.vars.mispell": "IMAGE_CMD, IMAGE_TYPEDEP",
+    "oelint.vars.mispell.unknown": "our own variables",
+    "oelint.vars.noncoreoverride": "classes change only the recipes that inherit them",
+    "oelint.vars.outofcontext": "as fileextrapaths",
+    "oelint.vars.pathhardcode.libdir": "systemd reads /usr/lib/ipe whatever libdir is",
+    "oelint.vars.pathhardcode.sysconfdir": "a path inside the initramfs, which ipe-init reads",
+    "oelint.vars.specific": "image types and conversions are taken for overrides",
+}
+
+
+def test_oelint_finds_nothing() -> None:
+    suppressed = [word for rule in NOT_FOR_US for word in ("--suppress", rule)]
+    words = [sys.executable, "-m", "oelint_adv", "--release=latest", "--quiet", *suppressed, *map(str, METADATA)]
+    done = subprocess.run(words, capture_output=True, text=True)
+    assert done.returncode == 0 and not re.search(r":(error|warning|info):", done.stdout + done.stderr), done.stdout + done.stderr
+
+
+def test_oelint_would_find_something(tmp_path: Path) -> None:
+    recipe = tmp_path / "wrong_1.0.bb"
+    recipe.write_text('LICENSE = "MIT"\nA="b" \n')
+    done = subprocess.run([sys.executable, "-m", "oelint_adv", "--quiet", str(recipe)], capture_output=True, text=True)
+    assert done.returncode != 0
+
+
+def assigned(text: str) -> set[str]:
+    """The IPE_ variables that a metadata file gives a default."""
+    return set(re.findall(r"^(IPE_\w+) *\?\??=", text, re.MULTILINE))
+
+
+def test_every_variable_is_documented_once() -> None:
+    documented: list[str] = []
+    defaults: set[str] = set()
+    for path in CLASSES:
+        text = path.read_text()
+        documented += re.findall(r"^(IPE_\w+)\[doc\] = ", text, re.MULTILINE)
+        defaults |= assigned(text)
+    assert len(documented) == len(set(documented))
+    assert defaults == set(documented)
+
+
+def test_every_new_task_is_documented() -> None:
+    for path in METADATA:
+        text = path.read_text()
+        for task in re.findall(r"^addtask (?:do_)?(\w+)", text, re.MULTILINE):
+            if not task.endswith("_setscene") and task != "deploy":
+                assert f"do_{task}[doc]" in text, (path, task)
+
+
+@pytest.mark.parametrize("path", CLASSES, ids=lambda path: path.name)
+def test_class_is_thin_and_has_a_header(path: Path) -> None:
+    text = path.read_text()
+    assert text.startswith("# ")
+    assert len(text.splitlines()) <= 110
+    assert "$((" not in text, "BitBake's shell parser rejects it"
+    assert not re.search(r"CONVERSIONTYPES *\+=", text), "image.bbclass's own assignment comes later and would overwrite it"
+    assert "CONVERSION_DEPENDS:" not in text, "the name has an underscore"
+    for function in re.findall(r"^(\w+) \(\) \{\n(.*?)^\}", text, re.MULTILINE | re.DOTALL):
+        assert "${type}" not in function[1], f"{function[0]}: ${{type}} expands in CONVERSION_CMD only"
+
+
+@pytest.mark.parametrize("path", CLASSES, ids=lambda path: path.name)
+def test_keys_are_in_no_hash_and_certificates_are_by_content(path: Path) -> None:
+    text = path.read_text()
+    for name, body in re.findall(r"^(\w+) \(\) \{\n(.*?)^\}", text, re.MULTILINE | re.DOTALL):
+        for purpose in set(re.findall(r"\$\{IPE_(POLICY|VERITY|MODULE)_KEY\}", body)):
+            excluded = re.search(rf'^{name}\[vardepsexclude\] \+= "([^"]*)"', text, re.MULTILINE)
+            assert excluded, name
+            assert {f"IPE_{purpose}_KEY", f"IPE_{purpose}_CERT"} <= set(excluded[1].split())
+            assert f"IPE_{purpose}_CERT" in "".join(re.findall(r"^.*ipe_certificates.*$", text, re.MULTILINE))
+
+
+def test_bbappends_change_nothing_without_the_distro_feature() -> None:
+    found = sorted(LAYER.rglob("*.bbappend"))
+    assert found
+    for path in found:
+        lines = [line for line in path.read_text().splitlines() if line and not line.startswith("#")]
+        for line in lines:
+            assert re.fullmatch(r"require \$\{@bb\.utils\.contains\('DISTRO_FEATURES', 'ipe', '[\w-]+\.inc', '', d\)\}", line), line
+
+
+def test_recipes_want_the_distro_feature() -> None:
+    found = sorted(LAYER.rglob("*.bb"))
+    assert len(found) == 6
+    for path in found:
+        text = path.read_text()
+        assert re.search(r"^inherit .*\bfeatures_check\b", text, re.MULTILINE), path
+        assert 'REQUIRED_DISTRO_FEATURES = "ipe"' in text, path
+
+
+def test_layer_has_what_yocto_check_layer_reads() -> None:
+    readme = (LAYER / "README.md").read_text()
+    assert "maintainer" in readme.lower() and "patch" in readme.lower() and re.search(r"[^@]+@[^@]+", readme)
+    assert "README" not in readme, "then yocto-check-layer looks no further"
+    assert (LAYER / "SECURITY.md").stat().st_size
+    assert (LAYER / "COPYING.MIT").read_text() == (ROOT / "LICENSE").read_text()
+    assert "LAYERSERIES_COMPAT_meta-ipe" in (LAYER / "conf/layer.conf").read_text()
+
+
+def test_package_recipe_follows_the_package() -> None:
+    import hashlib
+
+    from ipe_build import __version__
+
+    (recipe,) = LAYER.rglob("python3-ipe-build_*.bb")
+    assert recipe.stem.partition("_")[2] == __version__
+    digest = hashlib.md5((ROOT / "LICENSE").read_bytes(), usedforsecurity=False).hexdigest()
+    assert f"file://LICENSE;md5={digest}" in recipe.read_text()
+    project = (ROOT / "pyproject.toml").read_text()
+    listed = project[project.index("dependencies = [") : project.index("[project.optional")]
+    wanted = re.findall(r'^  "([\w.-]+)>=[^;"]*",$', listed, re.MULTILINE)  # what has a `;` is in Python 3.14, OE-core's, itself
+    assert len(wanted) >= 5
+    for name in wanted:
+        assert f"python3-{name.replace('.', '-').lower()}" in recipe.read_text(), name
