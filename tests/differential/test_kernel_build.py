@@ -258,6 +258,23 @@ def test_a_built_kernel_that_lacks_a_needed_symbol_is_refused(linked: Kernel, tr
         take_kernel(linked.image, None, None, request, trust, host)
 
 
+def test_the_verb_build_writes_the_kernel_and_its_modules_and_replaces_only_its_own_output(
+    test_kernel: Kernel, host: Host, tmp_path: Path
+) -> None:
+    policy, out = tmp_path / "boot.pol", tmp_path / "out"
+    policy.write_bytes(PERMISSIVE_POLICY)
+    words = [sys.executable, "-m", "ipe_build", "kernel", "build", "--boot-policy", policy, "-o", out, "--json"]
+    for _ in range(2):
+        value = json.loads(subprocess.run(words, env=dict(host.env), stdout=subprocess.PIPE, check=True).stdout)
+        assert Path(value["image"]).read_bytes() == test_kernel.image.read_bytes()
+        assert Path(value["config"]).read_bytes() == test_kernel.config.read_bytes()
+        assert sorted(path.name for path in Path(value["modules"]).rglob("*.ko")) == sorted(path.name for path in test_kernel.modules)
+    (out / "kernel.config").unlink()
+    refused = subprocess.run(words, env=dict(host.env), capture_output=True)
+    assert refused.returncode == 2
+    assert Path(value["image"]).is_file()
+
+
 def test_the_verb_inspect_prints_the_facts(linked: Kernel, facts: KernelFacts) -> None:
     done = subprocess.run([sys.executable, "-m", "ipe_build", "kernel", "inspect", linked.image, "--json"], capture_output=True, check=True)
     value = json.loads(done.stdout)
