@@ -24,8 +24,12 @@ from ipe_build.audit.tree import Answer, Program
 
 MAX_ROWS = 20_000
 """Executables that the table lists, the refused first; a page of more would be slow to open, so the rest is counted."""
-SHOWN_OF_CHECK = 2
-"""Findings of one check that a link shows before it counts the rest; all are in its list."""
+SHOWN_OF_GROUP, SHOWN_GROUPS = 2, 4
+"""Findings of one check, and checks, that a link shows before it counts the rest; all are in its list."""
+
+
+LEGEND_SHOWN = 12
+"""Rules that stand above the map; a policy that pins every file has thousands, the others are folded away."""
 
 
 class StateRow(NamedTuple):
@@ -86,7 +90,9 @@ def render_html(report: AuditReport, portrait: Portrait) -> str:
         counts=[(row, sum(one.state is row for one in rows)) for row in STATES],
         links=links,
         nodes=_nodes(links, portrait),
-        shown=SHOWN_OF_CHECK,
+        shown=SHOWN_OF_GROUP,
+        shown_groups=SHOWN_GROUPS,
+        legend_shown=LEGEND_SHOWN,
         grouped=_grouped,
         other=tuple(row for row in rows if row.link == OTHER.id),
         other_claim=OTHER.claim,
@@ -173,19 +179,32 @@ def _row(finding: Finding) -> FindingRow:
     return FindingRow(finding, STATES[_RANK[key]], link_of(finding.check))
 
 
-def _grouped(findings: tuple[Finding, ...]) -> list[tuple[str, list[Finding]]]:
-    """Returns findings by their check, in the order in which the checks come first."""
+class ReasonGroup(NamedTuple):
+    """Findings that belong together: those of one check that failed, or all that the same missing thing left open."""
+
+    findings: tuple[Finding, ...]
+    checks: tuple[str, ...]
+    hint: str
+
+
+def _grouped(findings: tuple[Finding, ...]) -> list[ReasonGroup]:
+    """Returns the groups, in the order in which their first findings come. What was not looked at has no hint: nothing is wrong with it."""
     found: dict[str, list[Finding]] = {}
     for one in findings:
-        found.setdefault(one.check, []).append(one)
-    return list(found.items())
+        found.setdefault(one.why if one.verdict is Verdict.UNKNOWN else f"check {one.check}", []).append(one)
+    groups = []
+    for ones in found.values():
+        open_ones = ones[0].verdict is Verdict.UNKNOWN
+        shown = tuple({(one.subject, one.why): one for one in reversed(ones)}.values())[::-1]
+        groups.append(ReasonGroup(shown, tuple(dict.fromkeys(one.check for one in ones)), "" if open_ones else ones[0].hint))
+    return groups
 
 
 def _nodes(links: tuple[Link, ...], portrait: Portrait) -> list[dict[str, object]]:
     """Returns the chain's nodes: name, caption (what it is in this image), whether trust reaches it."""
     reached = [True, *(before.reached and before.state in (LinkState.HOLDS, LinkState.WEAK) for before in links)]
     return [
-        {"name": name, "caption": caption or "not found", "reached": there}
+        {"name": name, "caption": caption or "not found", "reached": there and caption is not None}
         for name, caption, there in zip(NODES, portrait.captions, reached, strict=True)
     ]
 

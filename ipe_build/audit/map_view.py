@@ -147,11 +147,11 @@ def _title(one: Program) -> str:
 def _label(text: str, area: Rectangle, screen: tuple[int, int], lines: int = 1) -> str:
     """Returns the text, shortened to what fits into an area; "" when hardly anything would."""
     room = int((area.width / 100 * screen[0] - 10) / _CHARACTER_PX)
-    if area.height / 100 * screen[1] < 16 * lines or room < 3:
+    if area.height / 100 * screen[1] < 19 * lines or room < 3:
         return ""
     return text if len(text) <= room else f"{text[: room - 1]}…" if room >= 5 else ""
 
 
 def _fits(text: str, area: Rectangle, screen: tuple[int, int]) -> bool:
     """Returns whether a label that is drawn fits on another screen as it is."""
-    return bool(text) and len(text) * _CHARACTER_PX + 8 <= area.width / 100 * screen[0] and area.height / 100 * screen[1] >= 16
+    return bool(text) and len(text) * _CHARACTER_PX + 8 <= area.width / 100 * screen[0] and area.height / 100 * screen[1] >= 19

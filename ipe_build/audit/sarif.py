@@ -95,4 +95,4 @@ def _result(finding: Finding, rules: dict[str, int], uri: str) -> dict[str, obje
 
 def _text(text: str) -> str:
     """Returns text that can be written as UTF-8: a file name's stray bytes are escaped."""
-    return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")

@@ -26,6 +26,7 @@ TOOLS: tuple[Tool, ...] = (
     Tool("blkid", "util-linux"),
     Tool("busybox", "busybox-static"),
     Tool("bzip2", "bzip2"),
+    Tool("chromium", "chromium"),
     Tool("debugfs", "e2fsprogs"),
     Tool("depmod", "kmod"),
     Tool("dump.erofs", "erofs-utils"),
