@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -127,6 +129,7 @@ ssize_t pread64(int file, void *to, size_t size, off_t offset) {
     long at = atol(getenv("AT"));
     if (fstat(file, &a) || stat(getenv("VICTIM"), &b) || a.st_ino != b.st_ino || offset + (off_t)size <= at)
         return real(file, to, size, offset);
+    if (!strcmp(getenv("HOW"), "slow")) { usleep(200000); return real(file, to, size, offset); }
     if (offset < at) return real(file, to, (size_t)(at - offset), offset);
     if (!strcmp(getenv("HOW"), "shrink")) { truncate(getenv("VICTIM"), at); return real(file, to, size, offset); }
     if (!strcmp(getenv("HOW"), "grow")) { truncate(getenv("VICTIM"), a.st_size + 4096); return real(file, to, size, offset); }
@@ -177,6 +180,39 @@ def test_a_read_that_fails_in_the_middle_is_reported(
     env = {"LD_PRELOAD": str(failing_reads), "VICTIM": str(data), "AT": str(1501 * 4096 + 100), "HOW": how, "IPE_BUILD_HASH_KERNEL": kernel}
     _refused(verity("format", data, env=env), part)
     assert os.listdir(tmp_path) == ["data"]
+
+
+@pytest.mark.parametrize("kernel", ["openssl", "python"])
+def test_an_interrupt_ends_all_workers_and_leaves_nothing_behind(kernel: str, tmp_path: Path, failing_reads: Path) -> None:
+    data = _image(tmp_path, 64 << 20)
+    env = {"LD_PRELOAD": str(failing_reads), "VICTIM": str(data), "AT": "0", "HOW": "slow", "IPE_BUILD_HASH_KERNEL": kernel}
+    argv = [sys.executable, "-m", "ipe_build", "verity", "format", str(data)]
+    process = subprocess.Popen(argv, stderr=subprocess.PIPE, text=True, env={**os.environ, **env}, start_new_session=True)
+    while process.poll() is None and not list(tmp_path.glob(".data.verity.*")):
+        time.sleep(0.01)
+    time.sleep(0.3)  # the 64 chunks take several seconds: it is in the middle of them
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors
+    assert "interrupted" in errors and "Traceback" not in errors
+    assert os.listdir(tmp_path) == ["data"]
+    with pytest.raises(ProcessLookupError):
+        os.killpg(process.pid, 0)
+
+
+@pytest.mark.parametrize("kernel", ["", "openssl", "python"])
+def test_memory_does_not_grow_with_the_image(kernel: str, tmp_path: Path) -> None:
+    data = _image(tmp_path, 48 << 20)
+    os.truncate(data, 6 << 30)
+    # Asked of the process itself: what wait4 reports counts also what pytest had when it forked.
+    program = (
+        "import os, sys; from ipe_build.cli import main; main(['verity', 'format', sys.argv[1], '--quiet']);"
+        "print([line for line in open('/proc/self/status') if line.startswith('VmHWM')][0])"
+    )
+    environment = {**os.environ, "IPE_BUILD_HASH_KERNEL": kernel}
+    done = subprocess.run([sys.executable, "-c", program, str(data)], capture_output=True, text=True, check=True, env=environment)
+    assert int(done.stdout.split("VmHWM:")[1].split()[0]) < 100 * 1024  # KiB
+    assert (tmp_path / "data.verity").stat().st_size > 48 << 20
 
 
 def test_verify_names_every_block_that_differs(verity: Verb, tmp_path: Path) -> None:
