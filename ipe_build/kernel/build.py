@@ -35,7 +35,9 @@ _TRUST_FOLDER = "ipe-build"
 _FILES = ((BOOT_POLICY, "boot-policy"), (TRUSTED_KEYS, "certificates.pem"), (REVOKED_KEYS, "revoked.pem"))
 _CONFIG = "kernel.config"
 _BUILT_AT = "built-at"
-_KEPT_S = 30 * 86400
+_KEPT_S = 86400
+_KEPT_LINKS = 16
+_KEPT_BASES = 4
 _MADE_ANEW = ("vmlinux", "vmlinux.o", "vmlinux.bin*", ".tmp_vmlinux*", "piggy.o", "bzImage", "System.map", "*.ko")
 """Files of the build tree that a link makes anew in any case, or does not need: not copied."""
 
@@ -75,8 +77,8 @@ def build_kernel(request: KernelRequest, trust: KernelTrust, host: Host) -> Kern
     base = _base(request, tree, config, host)
     key = cache_key(_LINK_SCHEME, base.key, trust.digest(), str(host.source_date_epoch))
     folder = host.cache.entry("kernel", key, lambda place: _link(request, tree, base, trust, place, host))
-    for used in (folder, base.folder):
-        _forget_old(used)
+    _forget_old(folder, _KEPT_LINKS)
+    _forget_old(base.folder, _KEPT_BASES)
     modules = base.folder / "modules" / "lib" / "modules" / base.release
     return Kernel(
         image=folder / Path(request.board.image).name,
@@ -167,14 +169,21 @@ def _link(request: KernelRequest, tree: SourceTree, base: _Base, trust: KernelTr
     shutil.rmtree(make.output)
 
 
-def _forget_old(used: Path) -> None:
-    """Marks a cache entry as used now, and removes its neighbours that nobody used for a month: each is a whole kernel."""
+def _forget_old(used: Path, kept: int) -> None:
+    """Marks a cache entry as used now, and removes those of its kind that nobody used for a day, but for the `kept` last used ones.
+
+    Each is a whole kernel: without this, tests with new keys each time would fill the disk.
+    """
     os.utime(used)
-    limit = time.time() - _KEPT_S
+    ages: list[tuple[float, Path]] = []
     for place in used.parent.iterdir():
         with contextlib.suppress(OSError):
-            if not place.name.startswith(".") and place != used and place.stat().st_mtime < limit:
-                gone = place.with_name(f".{place.name}.old.tmp")
+            if not place.name.startswith(".") and place.is_dir():
+                ages.append((time.time() - place.stat().st_mtime, place))
+    for age, place in sorted(ages)[kept:]:
+        if age > _KEPT_S:
+            gone = place.with_name(f".{place.name}.old.tmp")
+            with contextlib.suppress(OSError):
                 place.rename(gone)
                 shutil.rmtree(gone, ignore_errors=True)
 

@@ -195,13 +195,17 @@ def test_an_edit_of_the_tree_compiles_anew(local: Host, tree: Path) -> None:
     assert built(local).count("kernel-base") == 2
 
 
-def test_what_nobody_used_for_a_month_is_forgotten_and_what_is_in_use_is_not(local: Host, tree: Path) -> None:
+def test_what_nobody_used_for_a_day_is_forgotten_but_for_the_last_sixteen(local: Host, tree: Path) -> None:
     first = build_kernel(request(tree), PERMISSIVE, local).image.parent
-    stale, recent = first.with_name("0" * 32), first.with_name("1" * 32)
-    for folder in (stale, recent):
+    now = time.time()
+    stale = [first.with_name(f"{number:032x}") for number in range(20)]
+    for number, folder in enumerate(stale):
         shutil.copytree(first, folder)
-    os.utime(stale, (0, 0))
-    os.utime(recent)
+        os.utime(folder, (now, now - 90_000 - number))
     (tree / "counted").unlink()
     build_kernel(request(tree), PERMISSIVE, local)
-    assert (stale.exists(), recent.exists()) == (False, True)
+    assert [folder.exists() for folder in stale] == [True] * 15 + [False] * 5
+    for number, folder in enumerate(stale[:15]):
+        os.utime(folder, (now, now - number))
+    build_kernel(request(tree), PERMISSIVE, local)
+    assert all(folder.exists() for folder in stale[:15])

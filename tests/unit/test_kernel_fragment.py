@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ipe_build.config import load_config
 from ipe_build.errors import InputError
 from ipe_build.formats.dotconfig import DotConfig, is_value, parse_dotconfig, quote
 from ipe_build.kernel.check import Difference, compare, explain, require
@@ -136,6 +137,23 @@ def test_the_demo_asks_for_every_property_and_all_that_its_features_bring() -> N
     assert set(request.properties) == {row.name for row in PROPERTIES}
     assert set(BRINGS[Need.PROBES]) <= set(request.needs)
     assert request == kernel_request(filesystem="squashfs", properties=["dmverity_roothash"])
+
+
+def test_the_demos_configuration_gives_the_request_of_the_tests_so_that_one_kernel_is_compiled() -> None:
+    config = load_config(Path(__file__).parents[2] / "conf/demo.toml")
+    section = config.kernel
+    assert section.source is not None
+    request = kernel_request(
+        section.source,
+        board=section.board,
+        features=section.features,
+        properties=["boot_verified", "dmverity_signature"],
+        filesystem=config.rootfs.filesystem,
+        module_compression=config.modules.compression,
+        base=section.base,
+        fragments=section.fragments,
+    )
+    assert request == demo_kernel_request()
 
 
 @pytest.mark.parametrize("words", [{"board": "toaster"}, {"features": ["speed"]}, {"filesystem": "fat"}, {"module_compression": "rar"}])
