@@ -46,7 +46,7 @@ class SignerInfo:
     """One signature: who, with which algorithms, over which bytes.
 
     `signed_attributes` is the DER SET OF that the signature is over when attributes are signed, empty otherwise;
-    `message_digest` is the attribute that then binds the content.
+    `message_digest` is the attribute that then binds the content, `attribute_oids` the types of all signed attributes, in order.
     """
 
     signer: SignerIdentity
@@ -55,6 +55,7 @@ class SignerInfo:
     signature: bytes
     signed_attributes: bytes = b""
     message_digest: bytes = b""
+    attribute_oids: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,11 +134,20 @@ def decode_signed_data(der: bytes, where: str = "signature") -> SignedData:
 
 
 def _decode(der: bytes, where: str) -> SignedData:
-    """Returns the message; asn1crypto parses lazily, so every field we use is touched here."""
+    """Returns the message. asn1crypto parses lazily: `native` makes it read whole fields, for the kernel's parser does that too.
+
+    Certificates are left as bytes: who verifies parses them with `cryptography`, which knows newer keys.
+    """
     outer = cms.ContentInfo.load(der, strict=True)
     if outer["content_type"].native != "signed_data":
         raise FormatError(f"wanted CMS SignedData, got {outer['content_type'].native}", where=where)
     data = outer["content"]
+    for field in ("version", "digest_algorithms", "encap_content_info", "crls", "signer_infos"):
+        _ = data[field].native
+    versions = (_number(data["version"]), *(_number(info["version"]) for info in data["signer_infos"]))
+    wanted = [(1, "issuer_and_serial_number"), (3, "subject_key_identifier")]
+    if any((versions[0], info["sid"].name) not in wanted for info in data["signer_infos"]) or len(set(versions)) != 1:
+        raise FormatError(f"wanted versions 1 with issuer and serial number, or 3 with key ids, got {versions}", where=where)
     inner = data["encap_content_info"]
     if inner["content_type"].native != "data":
         raise FormatError(f"wanted content of type data, got {inner['content_type'].native}", where=where)
@@ -146,6 +156,11 @@ def _decode(der: bytes, where: str) -> SignedData:
         raise FormatError("holds no signature", where=where)
     certificates = tuple(choice.chosen.dump() for choice in data["certificates"] if choice.name == "certificate")
     return SignedData(inner["content"].native, certificates, infos)
+
+
+def _number(version: cms.CMSVersion) -> int:
+    """Returns the number of a version, which asn1crypto names v0 to v5."""
+    return int(str(version.native).removeprefix("v"))
 
 
 def _decode_signer_info(info: cms.SignerInfo) -> SignerInfo:
@@ -158,8 +173,10 @@ def _decode_signer_info(info: cms.SignerInfo) -> SignerInfo:
     algorithm = info["signature_algorithm"]
     parameters = algorithm["parameters"]
     attributes, message_digest = b"", b""
+    oids: tuple[str, ...] = ()
     if info["signed_attrs"]:
         attributes = info["signed_attrs"].untag().dump()
+        oids = tuple(item["type"].dotted for item in info["signed_attrs"])
         message_digest = next((item["values"][0].native for item in info["signed_attrs"] if item["type"].native == "message_digest"), b"")
     return SignerInfo(
         identity,
@@ -168,4 +185,5 @@ def _decode_signer_info(info: cms.SignerInfo) -> SignerInfo:
         info["signature"].native,
         attributes,
         message_digest,
+        oids,
     )

@@ -19,6 +19,10 @@ _C = cstruct(endian=">")
 _C.load(C_MODULE_SIGNATURE)
 
 
+class OtherSignatureKindError(FormatError):
+    """The module is signed with something else than PKCS#7 (the kernel: ENOPKG, as if it were unsigned)."""
+
+
 class SplitModule(NamedTuple):
     """A module taken apart: what is signed, and the signature (None when the module has none)."""
 
@@ -45,7 +49,8 @@ def split_signature(module: bytes, where: str = "module") -> SplitModule:
         raise FormatError(f"wanted {BLOCK_BYTES} bytes of struct module_signature before the marker, got {end}", where=where)
     block: Any = _C.module_signature(module[start:end])
     if block.id_type != _PKCS7:
-        raise FormatError(f"wanted signature type {_PKCS7} (PKCS#7), got {block.id_type}", where=f"{where}: offset {start + 2:#x}")
+        offset = f"{where}: offset {start + 2:#x}"
+        raise OtherSignatureKindError(f"wanted signature type {_PKCS7} (PKCS#7), got {block.id_type}", where=offset)
     if any((block.algo, block.hash, block.signer_len, block.key_id_len, *block.pad)):
         raise FormatError("wanted zeros in struct module_signature beside type and length", where=f"{where}: offset {start:#x}")
     if not 0 < block.sig_len < start:

@@ -34,7 +34,7 @@ from ipe_build.errors import (
     VerificationError,
 )
 from ipe_build.formats.cms import decode_signed_data
-from ipe_build.formats.module_signature import append_signature, split_signature, strip_signatures
+from ipe_build.formats.module_signature import OtherSignatureKindError, append_signature, split_signature, strip_signatures
 from ipe_build.kernel.module_compression import Compression, find_compression, is_module, unpack
 from ipe_build.signing.algorithms import name_of_oid
 from ipe_build.signing.profiles import PROFILES, sign_payload
@@ -300,6 +300,8 @@ def verify_module(
         return ModuleVerdict(None, path, None, False, "ENOEXEC", error.message)
     try:
         facts = _facts(path, unpacked, compression)
+    except OtherSignatureKindError as error:
+        return ModuleVerdict(None, path, None, None, "EKEYREJECTED", error.message)
     except FormatError as error:
         return ModuleVerdict(None, path, None, False, "EBADMSG", error.message)
     if facts.signature is None:

@@ -237,3 +237,17 @@ def name_of_oid(oid: str) -> str:
     """Returns the name of the algorithm that a CMS signature names: `rsa`, `ecdsa` (the OID does not say the curve), or the OID."""
     rows = [row.name for row in ALGORITHMS if any(identifier.oid == oid for _, identifier in row.identifiers)]
     return rows[0] if len(rows) == 1 else rows[0].partition("-")[0] if rows else oid
+
+
+def errno_of_wrong_signature(key: PublicKeyTypes, signature: bytes, digest_name: str) -> str:
+    """Returns what the kernel's signature check itself answers to a wrong signature; above it that often becomes EKEYREJECTED.
+
+    An RSA signature that is not a padded block at all is EINVAL, one over another digest EKEYREJECTED (crypto/rsa-pkcs1pad.c,
+    pkcs1pad_verify_complete).
+    """
+    if isinstance(key, rsa.RSAPublicKey):
+        try:
+            key.recover_data_from_signature(signature, padding.PKCS1v15(), HASHES[digest_name])
+        except InvalidSignature:
+            return "EINVAL"
+    return "EKEYREJECTED"

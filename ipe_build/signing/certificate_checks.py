@@ -239,8 +239,6 @@ def _kept_out_of_keyring(context: CheckContext) -> str | None:
             return f"{context.keyring} takes only certificates with key usage digitalSignature"
         if context.is_authority or usage.key_cert_sign:
             return f"{context.keyring} takes no CA certificates"
-    if _extension(context.certificate, x509.AuthorityKeyIdentifier) is None:
-        return f"{context.keyring} wants an authority key identifier, by which the kernel finds the issuer"
     if not any(issued_by(context.certificate, issuer) for issuer in context.bundle):
         return f"{context.keyring} takes only certificates that a built-in one has issued, and none of the {len(context.bundle)} has"
     return None

@@ -27,6 +27,15 @@ from ipe_build.signing.algorithms import HASHES, algorithm_of
 from ipe_build.signing.loading import public_key_of
 from ipe_build.signing.signer import Signer
 
+_CONTENT_TYPE, _MESSAGE_DIGEST, _SIGNING_TIME = "1.2.840.113549.1.9.3", "1.2.840.113549.1.9.4", "1.2.840.113549.1.9.5"
+_ONCE = (_CONTENT_TYPE, _MESSAGE_DIGEST, _SIGNING_TIME)
+_AUTHENTICODE_ONLY_NAMES = {
+    "1.2.840.113549.1.9.15": "smimeCapabilities",
+    "1.3.6.1.4.1.311.2.1.11": "msStatementType",
+    "1.3.6.1.4.1.311.2.1.12": "msSpOpusInfo",
+}
+_AUTHENTICODE_ONLY = frozenset(_AUTHENTICODE_ONLY_NAMES)
+
 
 @dataclass(frozen=True, slots=True)
 class Claim:
@@ -93,10 +102,23 @@ class CmsEnvelope:
         if info.signed_attributes:
             if not self.attributes_allowed:
                 raise SignatureError("carries signed attributes, which the kernel refuses here", errno="EKEYREJECTED", where="signature")
+            self._check_attributes(info)
             if info.message_digest != _digest(payload, info.digest_name):
                 raise SignatureError("the signed messageDigest is not the payload's digest", errno="EKEYREJECTED", where="signature")
             message = info.signed_attributes
         return Claim(info.signer, message, info.digest_name, info.algorithm.oid, info.signature, certificates)
+
+    def _check_attributes(self, info: SignerInfo) -> None:
+        """Refuses the signed attributes that the kernel does (pkcs7_sig_note_authenticated_attr, …_set_of_authattrs)."""
+        refused = sorted(_AUTHENTICODE_ONLY & set(info.attribute_oids))
+        if refused:
+            name = _AUTHENTICODE_ONLY_NAMES[refused[0]]
+            message = f"carries the signed attribute {name}, which the kernel takes in Authenticode only"
+            raise SignatureError(message, errno="EKEYREJECTED", where="signature", hint="openssl smime: add -noattr, or -nosmimecap")
+        if any(info.attribute_oids.count(oid) > 1 for oid in _ONCE):
+            raise SignatureError("repeats a signed attribute", errno="EKEYREJECTED", where="signature")
+        if _CONTENT_TYPE not in info.attribute_oids or _MESSAGE_DIGEST not in info.attribute_oids:
+            raise SignatureError("lacks the signed attribute contentType or messageDigest", errno="EBADMSG", where="signature")
 
 
 @lru_cache(maxsize=64)

@@ -13,6 +13,7 @@ from ipe_build.errors import KeyMismatchError, SigningKeyError
 
 _PEM = b"-----BEGIN "
 _CERTIFICATE = b"-----BEGIN CERTIFICATE-----"
+_DAMAGED = (x509.InvalidVersion, x509.DuplicateExtension, x509.UnsupportedGeneralNameType)
 _LARGEST_FILE_BYTES = 4 << 20
 
 
@@ -36,13 +37,15 @@ def parse_certificates(raw: bytes, where: str) -> tuple[x509.Certificate, ...]:
         kind = raw.split(_PEM, 1)[1].split(b"-----", 1)[0].decode("ascii", "replace").lower()
         raise SigningKeyError(f"wanted a certificate, got a PEM {kind}", where=where)
     try:
-        if _CERTIFICATE in raw:
-            return tuple(x509.load_pem_x509_certificates(raw))
-        return (x509.load_der_x509_certificate(raw),)
-    except ValueError as error:
+        found = tuple(x509.load_pem_x509_certificates(raw)) if _CERTIFICATE in raw else (x509.load_der_x509_certificate(raw),)
+        for certificate in found:
+            # These are parsed when they are looked at first: better here, where the mistake has a place.
+            _ = certificate.subject, certificate.issuer, certificate.extensions
+    except (ValueError, *_DAMAGED) as error:
         raise SigningKeyError(
             f"is not a certificate that can be read: {_first_line(error)}", where=where, hint="wanted X.509 in PEM or DER"
         ) from error
+    return found
 
 
 def load_private_key(path: Path, passphrase: bytes | None, how_to_give: str) -> PrivateKeyTypes:

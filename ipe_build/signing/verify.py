@@ -15,9 +15,9 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from ipe_build.errors import FormatError, SignatureError, SigningKeyError
 from ipe_build.formats.cms import SignerIdentity, signer_identity
-from ipe_build.signing.algorithms import algorithm_of, is_signature
+from ipe_build.signing.algorithms import algorithm_of, errno_of_wrong_signature, is_signature, name_of_oid
 from ipe_build.signing.envelopes import Claim
-from ipe_build.signing.loading import parse_certificates, public_bytes, public_key_of
+from ipe_build.signing.loading import parse_certificates, public_key_of
 from ipe_build.signing.profiles import Profile
 
 _IMA_KEY_ID_BYTES = 4
@@ -42,6 +42,8 @@ def verify_signature(
 
     As the kernel: every signature that can be traced to a trusted certificate must be right, and at least one must be traceable.
     A signature that traces to one of `revoked` is refused, whoever else vouches for it (CONFIG_SYSTEM_REVOCATION_KEYS).
+    A carried certificate counts only if it is in the trusted set byte for byte, or has an issuer there; the kernel goes by names and
+    key ids and is laxer with damaged copies of certificates that it has.
     Validity periods are not looked at, because the kernel does not (see `certificate_checks` for that).
     Raises: SignatureError (or another VerificationError) that says why; FormatError when `signature` is not of the profile's format.
     """
@@ -76,22 +78,27 @@ def _check_claim(claim: Claim, trusted: list[_Known]) -> x509.Certificate | None
     Raises: SignatureError when a signature is wrong.
     """
     carried = _carried(claim)
-    signer = _find(claim.signer, carried) or _find(claim.signer, trusted)
+    own = _find(claim.signer, carried)
+    signer = own or _find(claim.signer, trusted)
     if signer is None:
         return None
     key = public_key_of(signer.certificate)
     algorithm = algorithm_of(key)
     if claim.signature_oid and claim.signature_oid != algorithm.identifier(claim.digest_name).oid:
         message = f"names signature algorithm {claim.signature_oid}, its signer's key is {algorithm.name}"
-        raise SignatureError(message, errno="EKEYREJECTED", where="signature")
+        is_known = name_of_oid(claim.signature_oid) != claim.signature_oid
+        raise SignatureError(message, errno="EKEYREJECTED" if is_known else "ENOPKG", where="signature")
     if not is_signature(key, claim.signature, claim.message, claim.digest_name):
+        # With the signer's certificate inside, the kernel checks with that first and passes the cipher's own answer on (pkcs7_verify_one).
+        errno = errno_of_wrong_signature(key, claim.signature, claim.digest_name) if own is not None else "EKEYREJECTED"
         message = f"the signature of {signer.certificate.subject.rfc4514_string()!r} is not over this payload"
+        raise SignatureError(message, errno=errno, where="signature")
+    if any(row.certificate == signer.certificate for row in trusted) or _is_vouched_for(signer, carried, trusted):
+        return signer.certificate
+    if any(row.identity == signer.identity or row.subject_key_id == signer.subject_key_id for row in trusted):
+        message = f"carries a changed copy of the trusted certificate {signer.certificate.subject.rfc4514_string()!r}"
         raise SignatureError(message, errno="EKEYREJECTED", where="signature")
-    same_key = (row.certificate for row in trusted if public_bytes(public_key_of(row.certificate)) == public_bytes(key))
-    known = next(same_key, None)
-    if known is not None:
-        return known
-    return signer.certificate if _is_vouched_for(signer, carried, trusted) else None
+    return None
 
 
 def _carried(claim: Claim) -> list[_Known]:
@@ -107,18 +114,15 @@ def _carried(claim: Claim) -> list[_Known]:
 
 def _is_vouched_for(signer: _Known, carried: list[_Known], trusted: list[_Known]) -> bool:
     """Returns whether a certificate is issued, if need be through carried ones, by one in the trusted set."""
-    keys = {public_bytes(public_key_of(row.certificate)) for row in trusted}
-    current, steps = signer, 0
-    while public_bytes(public_key_of(current.certificate)) not in keys:
+    current = signer
+    for _ in range(len(carried) + 1):
         if any(issued_by(current.certificate, row.certificate) for row in trusted):
             return True
-        issuers = (row for row in carried if row is not current and issued_by(current.certificate, row.certificate))
-        issuer = next(issuers, None)
-        steps += 1
-        if issuer is None or steps > len(carried):
+        issuer = next((row for row in carried if row is not current and issued_by(current.certificate, row.certificate)), None)
+        if issuer is None:
             return False
         current = issuer
-    return True
+    return False
 
 
 def issued_by(certificate: x509.Certificate, issuer: x509.Certificate) -> bool:

@@ -170,7 +170,7 @@ def test_verbs_sign_ima_and_evm(application: Path, ima_keys: dict[str, KeySet], 
         ("ima", ".ima", []),
         ("ima", ".secondary_trusted_keys", []),
         ("root", ".ima", ["kept-out-of-keyring"]),
-        ("root", ".secondary_trusted_keys", ["kept-out-of-keyring"]),
+        ("root", ".secondary_trusted_keys", []),
     ],
 )
 def test_certificate_for_a_keyring_is_judged_as_the_kernel_does(

@@ -43,7 +43,8 @@ def _plan(keys: KeySet, capsys) -> dict[str, dict[str, str]]:
         "--module",
         "modules",
     ]
-    certificates = [word for pair in keys.pairs for word in ("--cert", f"{pair.role}={pair.certificate}")]
+    pairs = [pair for pair in keys.pairs if pair.role != "ima"]
+    certificates = [word for pair in pairs for word in ("--cert", f"{pair.role}={pair.certificate}")]
     assert main([*argv, *certificates, "-o", "plan.json"]) == 0
     capsys.readouterr()
     return {row["id"]: row for row in json.loads(Path("plan.json").read_text())["requests"]}

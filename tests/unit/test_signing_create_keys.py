@@ -19,7 +19,7 @@ from tests.fixtures.keys import NOT_BEFORE
 
 def test_signing_certificates_have_what_the_kernel_wants(test_keys: KeySet) -> None:
     root = load_certificate(test_keys.root.certificate)
-    assert {pair.role for pair in test_keys.pairs} == {"policy", "verity", "module"}
+    assert {pair.role for pair in test_keys.pairs} == {"policy", "verity", "module", "ima"}
     for pair in test_keys.pairs:
         certificate = load_certificate(pair.certificate)
         extensions = certificate.extensions
@@ -36,7 +36,8 @@ def test_signing_certificates_have_what_the_kernel_wants(test_keys: KeySet) -> N
 
 
 def test_bundle_holds_root_and_every_signing_certificate_once(test_keys: KeySet) -> None:
-    wanted = [load_certificate(test_keys.root.certificate), *(load_certificate(pair.certificate) for pair in test_keys.pairs)]
+    pairs = [pair for pair in test_keys.pairs if pair.role != "ima"]
+    wanted = [load_certificate(test_keys.root.certificate), *(load_certificate(pair.certificate) for pair in pairs)]
     bundle = load_certificates(test_keys.bundle)
     assert bundle[0] == wanted[0]
     assert len(bundle) == len(wanted) == 4

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from cryptography import x509
 
-from ipe_build.errors import FormatError, InputError, IpeBuildError, VerificationError
+from ipe_build.errors import FormatError, InputError, IpeBuildError, SignatureError, VerificationError
 from ipe_build.formats.cms import decode_signed_data
 from ipe_build.host import Host
 from ipe_build.signing.certificates import KeySet
@@ -107,7 +107,7 @@ def test_attached_root_hash_signature_is_rejected(test_keys: KeySet, host: Host,
         verify_signature(PROFILES["dm-verity-root-hash"], payload, attached, trusted)
 
 
-@pytest.mark.parametrize("flags", [["-nodetach"], ["-nodetach", "-certfile", "ROOT"]])
+@pytest.mark.parametrize("flags", [["-nodetach", "-nosmimecap"], ["-nodetach", "-nosmimecap", "-certfile", "ROOT"]])
 def test_policy_with_signed_attributes_verifies_and_its_flipped_twin_does_not(
     flags: list[str], test_keys: KeySet, host: Host, tmp_path: Path, trusted, need
 ) -> None:
@@ -122,6 +122,17 @@ def test_policy_with_signed_attributes_verifies_and_its_flipped_twin_does_not(
     other = PAYLOADS["ipe-policy"].replace(b"ALLOW", b"ALLoW")
     with pytest.raises(VerificationError, match="messageDigest"):
         verify_signature(PROFILES["ipe-policy"], other, signature.replace(PAYLOADS["ipe-policy"], other), trusted)
+
+
+def test_policy_with_smime_capabilities_is_rejected(test_keys: KeySet, host: Host, tmp_path: Path, trusted, need) -> None:
+    need("openssl")
+    (tmp_path / "policy").write_bytes(PAYLOADS["ipe-policy"])
+    pair = test_keys.pair("policy")
+    argv = ["openssl", "smime", "-sign", "-binary", "-nodetach", "-outform", "der", "-signer", pair.certificate, "-inkey", pair.key]
+    host.run([*argv, "-in", tmp_path / "policy", "-out", tmp_path / "signature"])
+    with pytest.raises(SignatureError, match="smimeCapabilities") as caught:
+        verify_signature(PROFILES["ipe-policy"], PAYLOADS["ipe-policy"], (tmp_path / "signature").read_bytes(), trusted)
+    assert caught.value.errno == "EKEYREJECTED"
 
 
 def test_module_signature_with_signed_attributes_is_rejected_as_the_kernel_does(
