@@ -34,6 +34,11 @@ RUNS = st.lists(st.tuples(st.binary(min_size=1, max_size=12), st.integers(1, 400
 )
 
 
+def packed(data: bytes) -> bytes:
+    """gzip without a date: test names are made of these bytes, and must be the same in every worker."""
+    return gzip.compress(data, mtime=0)
+
+
 def arm64(body: bytes) -> bytes:
     return b"MZ@\xfa" + bytes(52) + b"ARM\x64" + struct.pack("<I", 64) + body
 
@@ -43,19 +48,19 @@ def riscv(body: bytes) -> bytes:
 
 
 def zboot(body: bytes) -> bytes:
-    packed = gzip.compress(body, mtime=0)
-    return b"MZ\0\0zimg" + struct.pack("<II", 64, len(packed)) + bytes(8) + b"gzip".ljust(32, b"\0") + bytes(8) + packed
+    inner = packed(body)
+    return b"MZ\0\0zimg" + struct.pack("<II", 64, len(inner)) + bytes(8) + b"gzip".ljust(32, b"\0") + bytes(8) + inner
 
 
 def bzimage(body: bytes, *, version: int = 0x20F, offset: int = 16, length: int | None = None) -> bytes:
-    packed = lzma.compress(b"\x7fELF\2\1" + bytes(12) + b"\x3e\0" + body, check=lzma.CHECK_CRC32)
+    inner = lzma.compress(b"\x7fELF\2\1" + bytes(12) + b"\x3e\0" + body, check=lzma.CHECK_CRC32)
     head = bytearray(1024)
     head[0x1F1] = 1
     head[0x202:0x206] = b"HdrS"
     struct.pack_into("<H", head, 0x206, version)
     struct.pack_into("<H", head, 0x236, 1)
-    struct.pack_into("<II", head, 0x248, offset, len(packed) if length is None else length)
-    return bytes(head) + bytes(offset) + packed
+    struct.pack_into("<II", head, 0x248, offset, len(inner) if length is None else length)
+    return bytes(head) + bytes(offset) + inner
 
 
 def uki(kernel: bytes, *, name: bytes = b".linux") -> bytes:
@@ -71,7 +76,7 @@ def body(*parts: bytes) -> bytes:
 
 WRAPPERS = {
     "arm64": (arm64, ("arm64 Image",), "arm64"),
-    "arm64 gzip": (lambda data: gzip.compress(arm64(data)), ("gzip", "arm64 Image"), "arm64"),
+    "arm64 gzip": (lambda data: packed(arm64(data)), ("gzip", "arm64 Image"), "arm64"),
     "riscv": (riscv, ("riscv Image",), "riscv"),
     "zboot": (lambda data: zboot(arm64(data)), ("EFI zboot", "gzip", "arm64 Image"), "arm64"),
     "bzImage": (bzimage, ("bzImage", "xz", "ELF"), "x86-64"),
@@ -153,7 +158,7 @@ def test_the_facts_of_a_certificate_are_those_that_openssl_prints(test_keys: Key
 
 
 def ikconfig(text: bytes, end: bytes = b"IKCFG_ED") -> bytes:
-    return b"IKCFG_ST" + gzip.compress(text, mtime=0) + end
+    return b"IKCFG_ST" + packed(text) + end
 
 
 def test_the_configuration_in_a_kernel_is_read() -> None:
@@ -174,8 +179,8 @@ def test_a_damaged_configuration_counts_as_none(damaged: bytes) -> None:
     [
         (b"", "wanted a kernel image, got bytes"),
         (b"#!/bin/sh\n", "wanted a kernel image, got bytes 23 21"),
-        (gzip.compress(b"hello"), "wanted a kernel image"),
-        (gzip.compress(arm64(BANNER))[:-12], "the gzip data is damaged"),
+        (packed(b"hello"), "wanted a kernel image"),
+        (packed(arm64(BANNER))[:-12], "the gzip data is damaged"),
         (b"\x1f\x8b", "the gzip data is damaged"),
         (b"\xfd7zXZ\0", "the xz data is damaged"),
         (b"BZh91", "the bzip2 data is damaged"),
@@ -213,7 +218,7 @@ def test_the_error_names_the_file(tmp_path: Path) -> None:
 def test_layers_without_end_are_refused() -> None:
     data = arm64(BANNER)
     for _ in range(MAX_LAYERS + 1):
-        data = gzip.compress(data)
+        data = packed(data)
     with pytest.raises(FormatError, match=f"more than {MAX_LAYERS} layers"):
         open_kernel(data)
 
@@ -230,9 +235,9 @@ def test_a_decompression_bomb_is_stopped() -> None:
 
 
 def test_what_follows_the_compressed_data_is_ignored() -> None:
-    row = compression_of(gzip.compress(b"x" * 100))
+    row = compression_of(packed(b"x" * 100))
     assert row is not None
-    assert unpack(gzip.compress(b"x" * 100) + b"\x64\0\0\0", row) == b"x" * 100
+    assert unpack(packed(b"x" * 100) + b"\x64\0\0\0", row) == b"x" * 100
 
 
 @settings(deadline=None, max_examples=150)
@@ -271,10 +276,10 @@ def test_any_compressed_bytes_unpack_or_are_one_error(magic: bytes, data: bytes)
 @given(data=RUNS)
 def test_what_the_real_programs_pack_unpacks_to_what_went_in(need, command: str, data: bytes) -> None:
     program, *words = command.split()
-    packed = subprocess.run([need(program), *words, "-c"], input=data, stdout=subprocess.PIPE, check=True).stdout
-    row = compression_of(packed)
+    stream = subprocess.run([need(program), *words, "-c"], input=data, stdout=subprocess.PIPE, check=True).stdout
+    row = compression_of(stream)
     assert row is not None
-    assert unpack(packed, row) == data
+    assert unpack(stream, row) == data
 
 
 def elf_with(symbols: dict[str, int], rodata: bytes, address: int = 0x1000, *, rela: tuple[tuple[int, int], ...] = ()) -> bytes:
@@ -348,4 +353,4 @@ def test_a_file_made_of_candidates_is_given_up_on(test_keys: KeySet) -> None:
     assert [len(text) for text in one_string] == [20_000 * len(header)]
     assert find_boot_policies((b"\0" + header * 1000) * 400 + b"\0") == (header * 1000,)
     assert find_certificate_lists(der(test_keys)[0][:40] * 20_000).trusted == ()
-    assert inspect_kernel(arm64(BANNER + (b"IKCFG_ST" + gzip.compress(bytes(1 << 20))) * 200)).config is None
+    assert inspect_kernel(arm64(BANNER + (b"IKCFG_ST" + packed(bytes(1 << 20))) * 200)).config is None
