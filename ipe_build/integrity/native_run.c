@@ -387,14 +387,40 @@ static int hash_run(const measure_task *t, measure_scratch *s, const uint8_t *fr
     return 0;
 }
 
+/* The same for blocks of a file, where its pages are; 1 when that cannot be done: they must be read. */
+static int hash_mapped(const measure_task *t, measure_scratch *s, int file, uint64_t offset, uint64_t count, uint8_t *to) {
+    void *volatile mapping = NULL;
+    volatile size_t mapped = 0;
+    void *place = NULL;
+    size_t size = 0;
+    if (!t->hash.kernel || !count) return 1;
+    const uint8_t *data = map_part(file, offset, count * t->hash.block_size, &place, &size);
+    if (!data) return 1;
+    mapping = place;
+    mapped = size;
+    volatile int result = 1;
+    if (!sigsetjmp(bus_escape, 0)) {
+        bus_armed = 1;
+        result = hash_run(t, s, data, count, to) ? -1 : 0;
+        bus_armed = 0;
+    }
+    munmap(mapping, mapped);
+    return result;
+}
+
 /* Computes the root hash of an open file of `size` bytes into `root`. A status; errno in *error. */
 static int file_root(const measure_task *t, measure_scratch *s, int file, uint64_t size, uint8_t *root, int *error) {
     size_t block_size = t->hash.block_size, digest_size = t->hash.algorithm->digest_size;
     uint64_t digests = 0, at;
     int turn = 0;
     for (uint64_t offset = 0; offset < size; offset += CHUNK) {
-        size_t part = size - offset < CHUNK ? (size_t)(size - offset) : CHUNK;
-        int status = read_all(file, s->data, part, offset, &at, error);
+        size_t part = size - offset < CHUNK ? (size_t)(size - offset) : CHUNK, whole = part / block_size;
+        int failed = hash_mapped(t, s, file, offset, whole, s->levels[0] + digests * digest_size);
+        if (failed < 0) return STATUS_INTERNAL;
+        size_t skip = failed ? 0 : whole * block_size;
+        if (!failed) digests += whole;
+        part -= skip;
+        int status = read_all(file, s->data, part, offset + skip, &at, error);
         if (status) return status;
         size_t count = (part + block_size - 1) / block_size;
         memset(s->data + part, 0, count * block_size - part);

@@ -182,6 +182,17 @@ def test_a_read_that_fails_in_the_middle_is_reported(
     assert os.listdir(tmp_path) == ["data"]
 
 
+@pytest.mark.parametrize("kernel", ["", "openssl", "python"])
+@pytest.mark.parametrize(
+    ("how", "part"), [("error", "cannot be read: Input/output error"), ("shrink", "read"), ("grow", "changed while it was read")]
+)
+def test_a_read_of_an_fsverity_file_that_fails_is_reported(kernel: str, how: str, part: str, tmp_path: Path, failing_reads: Path) -> None:
+    data = _image(tmp_path, 5 << 20)
+    env = {"LD_PRELOAD": str(failing_reads), "VICTIM": str(data), "AT": str(1001 * 4096 + 100), "HOW": how, "IPE_BUILD_HASH_KERNEL": kernel}
+    argv = [sys.executable, "-m", "ipe_build", "fsverity", "digest", str(data)]
+    _refused(subprocess.run(argv, capture_output=True, text=True, check=False, env={**os.environ, **env}), str(data), part)
+
+
 @pytest.mark.parametrize("kernel", ["openssl", "python"])
 def test_an_interrupt_ends_all_workers_and_leaves_nothing_behind(kernel: str, tmp_path: Path, failing_reads: Path) -> None:
     data = _image(tmp_path, 64 << 20)
