@@ -52,6 +52,7 @@ TOOLS: tuple[Tool, ...] = (
     Tool("qemu-aarch64", "qemu-user"),
     Tool("qemu-system-x86_64", "qemu-system-x86"),
     Tool("sfdisk", "fdisk"),
+    Tool("shellcheck", "shellcheck"),
     Tool("softhsm2-util", "softhsm2"),
     Tool("systemd-dissect", "systemd-container"),
     Tool("tar", "tar"),

@@ -10,8 +10,6 @@ DEPENDS = "python3-setuptools-scm-native"
 PYPI_PACKAGE = "dissect_cstruct"
 SRC_URI[sha256sum] = "4bf821a381312b9b2fdefea307f7e33548158d39d7d154f1b3007472c51a1fc4"
 
-inherit features_check pypi python_setuptools_build_meta
-
-REQUIRED_DISTRO_FEATURES = "ipe"
+inherit pypi python_setuptools_build_meta
 
 BBCLASSEXTEND = "native nativesdk"

@@ -16,9 +16,7 @@ SRC_URI = "file://ipe_build \
            file://LICENSE"
 S = "${UNPACKDIR}"
 
-inherit features_check python_setuptools_build_meta
-
-REQUIRED_DISTRO_FEATURES = "ipe"
+inherit python_setuptools_build_meta
 
 RDEPENDS:${PN} += "\
     python3-asn1crypto \

@@ -1,0 +1,62 @@
+# shellcheck shell=sh
+# Read by the scripts beside it: the values of Buildroot's configuration, the
+# keys, and the one way to run ipe-build.
+
+# br2 NAME [DEFAULT]: the value of a symbol in Buildroot's .config.
+br2() {
+	value=$(sed -n "s/^BR2_IPE_$1=//p" "${BR2_CONFIG:?}" | sed 's/^"//; s/"$//')
+	echo "${value:-${2-}}"
+}
+
+fail() {
+	echo "error: $*" >&2
+	exit 1
+}
+
+# need NAME: the value of a symbol that must be set.
+need() {
+	value=$(br2 "$1")
+	[ -n "$value" ] || fail "BR2_IPE_$1 is not set (menuconfig, External options, IPE)"
+	echo "$value"
+}
+
+ipe_build() {
+	program=$(br2 BUILD_CMD ipe-build)
+	command -v "$program" > /dev/null || fail "BR2_IPE_BUILD_CMD: there is no program '$program'"
+	"$program" "$@" --quiet || fail "ipe-build $1 failed, see above"
+}
+
+# key ROLE, cert ROLE, trusted: URI and paths, from the configuration or the
+# test keys, which are made once.
+key() {
+	if [ "$(br2 TEST_KEYS)" = y ]; then
+		test_keys
+		echo "file:$IPE_WORK/test-keys/$1.key.pem"
+	else
+		need "$(echo "$1" | tr '[:lower:]' '[:upper:]')_KEY"
+	fi
+}
+
+cert() {
+	if [ "$(br2 TEST_KEYS)" = y ]; then
+		echo "$IPE_WORK/test-keys/$1.cert.pem"
+	else
+		need "$(echo "$1" | tr '[:lower:]' '[:upper:]')_CERT"
+	fi
+}
+
+trusted() {
+	if [ "$(br2 TEST_KEYS)" = y ]; then
+		test_keys
+		echo "$IPE_WORK/test-keys/trusted-keys.pem"
+	else
+		need TRUSTED_CERTS
+	fi
+}
+
+test_keys() {
+	[ -e "$IPE_WORK/test-keys" ] || ipe_build keys create "$IPE_WORK/test-keys" --organisation Buildroot > /dev/null
+}
+
+IPE_WORK="${BASE_DIR:?}/ipe"
+mkdir -p "$IPE_WORK"

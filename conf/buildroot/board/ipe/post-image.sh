@@ -1,0 +1,56 @@
+#!/bin/sh
+# BR2_ROOTFS_POST_IMAGE_SCRIPT: root hash, signatures, device policy,
+# initramfs, disk image, audit. Result: images/ipe.raw and its parts.
+set -eu
+# shellcheck source=/dev/null
+. "$(dirname "$0")/common.sh"
+
+images=$1
+filesystem=$(br2 FILESYSTEM erofs)
+root="$images/rootfs.$filesystem"
+[ -f "$root" ] || fail "there is no $root: enable the filesystem that BR2_IPE_FILESYSTEM names"
+kernel=
+for name in bzImage Image zImage; do
+	[ ! -f "$images/$name" ] || kernel="$images/$name"
+done
+[ -n "$kernel" ] || fail "no kernel image in $images (BR2_LINUX_KERNEL)"
+case "$(sed -n 's/^BR2_ARCH="\(.*\)"/\1/p' "${BR2_CONFIG:?}")" in
+	x86_64) architecture=x86-64 ;;
+	aarch64) architecture=arm64 ;;
+	arm) architecture=arm ;;
+	riscv) architecture=riscv64 ;;
+	*) fail "BR2_ARCH: ipe-build knows x86_64, aarch64, arm and riscv" ;;
+esac
+
+verity_key=$(key verity)
+verity_cert=$(cert verity)
+policy_key=$(key policy)
+policy_cert=$(cert policy)
+config=$(find "${BASE_DIR:?}/build" -maxdepth 2 -path '*/linux-*/.config' 2> /dev/null | head -n 1)
+if [ -n "$config" ]; then
+	ipe_build kernel check "$config" --feature ipe --feature dm-verity-signature --feature "$filesystem"
+fi
+
+ipe_build root "$root" --salt-from "rootfs.$filesystem" --pad --key "$verity_key" --cert "$verity_cert" --force
+
+policy="$images/ipe-policy"
+ipe_build policy render "$(br2 POLICY_TEMPLATE signed-verity)" --name ipe-policy --policy-version "$(br2 POLICY_VERSION 0.0.1)" \
+	--role device --set allow_modules=true --set allow_firmware=true -o "$policy.pol" --force
+ipe_build policy check "$policy.pol" ${config:+--target-config "$config"}
+ipe_build sign policy "$policy.pol" --key "$policy_key" --cert "$policy_cert" -o "$policy.p7b" --force
+
+# shellcheck disable=SC2046 # words
+set -- $(br2 INITRAMFS_ARGS)
+for capability in $(br2 DROP_CAPABILITIES); do
+	set -- "$@" --drop-capability "$capability"
+done
+ipe_build image initramfs --root-hash cmdline --filesystem "$filesystem" --architecture "$architecture" "$@" \
+	--policy initramfs:/etc/ipe/ipe-policy.p7b --carry "/etc/ipe/ipe-policy.p7b=$policy.p7b" \
+	--compiler "$(find "${HOST_DIR:-/nowhere}/bin" -name '*-linux-*gcc' 2> /dev/null | sort | head -n 1 | grep . || echo gcc)" \
+	-o "$images/ipe-initrd" --force
+
+ipe_build image disk "$root" --root-hash "$root.roothash" --verity-sig "$root.verity-sig" --architecture "$architecture" \
+	--kernel "$kernel" --initramfs "$images/ipe-initrd" --no-boot-loader --name buildroot \
+	--command-line "$(br2 COMMAND_LINE) roothash=$(cat "$root.roothash")" -o "$images/ipe.raw" --force
+
+ipe_build audit "$images/ipe.raw" --json > "$images/ipe-audit.json"

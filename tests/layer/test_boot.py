@@ -1,0 +1,175 @@
+"""What BitBake's tasks and Buildroot's scripts make is booted and probed, like the demo's image."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ipe_build.kernel.trust import KernelTrust
+from tests.fixtures.layer import DROPPED, ROOT, boot_and_probe
+
+BUILDROOT = ROOT / "conf/buildroot"
+
+
+def rows(evidence: dict) -> dict[str, str]:
+    """Probe to what was observed, of the first boot."""
+    return {row["name"]: row["observed"] for boot in evidence["boots"] for row in boot["probes"]}
+
+
+@pytest.mark.boot
+@pytest.mark.slow
+def test_image_made_by_bitbake_boots_and_denies(build_folder, probe_rootfs, kernel_factory, need, test_keys) -> None:
+    for tool in ("qemu-system-x86_64", "mkfs.erofs", "mkfs.vfat", "mcopy", "gcc"):
+        need(tool)
+    build_folder.settings |= {"SMALL_ROOTFS": str(probe_rootfs), "IMAGE_FSTYPES": "ipedisk"}
+    build_folder.built(("ipe-boot-policy", "do_compile"), ("ipe-boot-policy", "do_deploy"))
+    boot_policy = (build_folder.deploy / "ipe-boot.pol").read_bytes()
+    kernel = kernel_factory(KernelTrust(boot_policy, (test_keys.bundle.read_bytes(),)))
+    shutil.copyfile(kernel.image, build_folder.deploy / "bzImage")
+    shutil.copyfile(kernel.config, build_folder.deploy / "ipe-kernel-small.config")
+    policy = (("ipe-policy", "do_compile"), ("ipe-policy", "do_deploy"))
+    initramfs = (("ipe-initramfs", "do_compile"), ("ipe-initramfs", "do_deploy"))
+    image = tuple(("small-image", f"do_{task}") for task in ("rootfs", "image_erofs", "image_ipedisk", "image_complete", "ipe_audit"))
+    settings = {"IPE_INITRAMFS_DROP": " ".join(DROPPED), "IPE_INITRAMFS_ARGS": "--init-override"}
+    build_folder.built(*policy, *initramfs, *image, **settings)
+    report = json.loads((build_folder.topdir / "tmp/work/small-image/ipe-audit/small-image-small.audit.json").read_text())
+    assert report
+    disk = build_folder.deploy / "small-image-small.ipedisk"
+    evidence = boot_and_probe(disk, build_folder.deploy / "ipe-policy.pol", test_keys)
+    assert evidence
+    # The deny twin of the audit: one flipped byte of the root fails the build.
+    root_hash = (build_folder.deploy / "small-image-small.erofs.roothash").read_text().strip()
+    content = bytearray(disk.read_bytes())
+    content[content.index(bytes.fromhex("e2e1f5e0"), 0)] ^= 1
+    disk.unlink()
+    disk.write_bytes(content)
+    answer = build_folder.bitbake(("small-image", "do_ipe_audit"), **settings)
+    assert not answer.ok and "IPE_AUDIT_IMAGE" in answer.fatal and root_hash
+
+
+@pytest.fixture
+def buildroot(tmp_path: Path, probe_rootfs: Path, test_keys) -> dict[str, str]:
+    """The environment that Buildroot gives its scripts, with a .config and the folders of a finished build."""
+    base = tmp_path / "output"
+    (base / "images").mkdir(parents=True)
+    lines = ['BR2_ARCH="x86_64"', "BR2_IPE=y", 'BR2_IPE_FILESYSTEM="erofs"', f'BR2_IPE_TRUSTED_CERTS="{test_keys.bundle}"']
+    lines += [f'BR2_IPE_DROP_CAPABILITIES="{" ".join(DROPPED)}"', 'BR2_IPE_INITRAMFS_ARGS="--init-override"']
+    lines += ['BR2_IPE_COMMAND_LINE="console=ttyS0 panic=-1"']
+    for role in ("policy", "verity", "module"):
+        pair = test_keys.pair(role)
+        lines += [f'BR2_IPE_{role.upper()}_KEY="{pair.uri}"', f'BR2_IPE_{role.upper()}_CERT="{pair.certificate}"']
+    (base / ".config").write_text("\n".join(lines) + "\n")
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    return {
+        "PATH": path,
+        "BASE_DIR": str(base),
+        "BR2_CONFIG": str(base / ".config"),
+        "HOST_DIR": str(base / "host"),
+        "SOURCE_DATE_EPOCH": "1700000000",
+    }
+
+
+def script(environment: dict[str, str], name: str, *words: str | Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([BUILDROOT / f"board/ipe/{name}.sh", *words], capture_output=True, text=True, env=environment)
+
+
+@pytest.mark.boot
+@pytest.mark.slow
+def test_image_made_by_buildroots_scripts_boots_and_denies(buildroot, probe_rootfs, kernel_factory, need, test_keys) -> None:
+    for tool in ("qemu-system-x86_64", "mkfs.erofs", "mkfs.vfat", "mcopy", "gcc"):
+        need(tool)
+    base = Path(buildroot["BASE_DIR"])
+    prepared = script(buildroot, "prepare-kernel")
+    assert prepared.returncode == 0, prepared.stderr
+    assert f'CONFIG_IPE_BOOT_POLICY="{base}/ipe/ipe-boot.pol"' in (base / "ipe/kernel.config").read_text()
+    kernel = kernel_factory(KernelTrust((base / "ipe/ipe-boot.pol").read_bytes(), ((base / "ipe/trusted.pem").read_bytes(),)))
+    shutil.copyfile(kernel.image, base / "images/bzImage")
+    built = script(buildroot, "post-build", probe_rootfs)
+    assert built.returncode == 0, built.stderr
+    subprocess.run([need("mkfs.erofs"), "-T1700000000", base / "images/rootfs.erofs", probe_rootfs], check=True, capture_output=True)
+    for _again in range(2):
+        made = script(buildroot, "post-image", base / "images")
+        assert made.returncode == 0, made.stderr
+    assert json.loads((base / "images/ipe-audit.json").read_text())
+    assert boot_and_probe(base / "images/ipe.raw", base / "images/ipe-policy.pol", test_keys)
+
+
+@pytest.mark.parametrize("name", ["VERITY_KEY", "VERITY_CERT", "POLICY_KEY", "POLICY_CERT"])
+def test_buildroots_script_names_the_missing_symbol(buildroot, name) -> None:
+    base = Path(buildroot["BASE_DIR"])
+    for file in ("rootfs.erofs", "bzImage"):
+        (base / "images" / file).write_bytes(bytes(4096))
+    config = base / ".config"
+    config.write_text("".join(line for line in config.read_text().splitlines(True) if f"BR2_IPE_{name}=" not in line))
+    made = script(buildroot, "post-image", base / "images")
+    assert made.returncode != 0 and f"BR2_IPE_{name} is not set" in made.stderr
+    assert not (base / "images/ipe.raw").exists()
+
+
+def test_buildroot_modules_are_signed_in_the_target_folder(buildroot, test_keys, unsigned_module, tmp_path) -> None:
+    from ipe_build.cli import main
+
+    modules = tmp_path / "target/lib/modules/6.12.0/kernel"
+    modules.mkdir(parents=True)
+    (modules / "demo.ko").write_bytes(unsigned_module)
+    done = script(buildroot, "post-build", tmp_path / "target")
+    assert done.returncode == 0, done.stderr
+    assert main(["modules", "verify", str(modules / "demo.ko"), "--trusted", str(test_keys.bundle)]) == 0
+
+
+def test_buildroot_test_keys_are_made_once(buildroot, tmp_path) -> None:
+    base = Path(buildroot["BASE_DIR"])
+    (base / ".config").write_text('BR2_ARCH="x86_64"\nBR2_IPE=y\nBR2_IPE_TEST_KEYS=y\n')
+    assert script(buildroot, "prepare-kernel").returncode == 0
+    first = (base / "ipe/trusted.pem").read_bytes()
+    assert script(buildroot, "prepare-kernel").returncode == 0
+    assert (base / "ipe/trusted.pem").read_bytes() == first and b"BEGIN CERTIFICATE" in first
+
+
+def test_scripts_are_clean_under_shellcheck(need) -> None:
+    scripts = sorted((BUILDROOT / "board/ipe").glob("*.sh"))
+    assert len(scripts) == 4
+    done = subprocess.run([need("shellcheck"), *scripts], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+
+
+def test_files_follow_buildroots_rules() -> None:
+    for path in sorted(path for path in BUILDROOT.rglob("*") if path.is_file()):
+        text = path.read_text()
+        assert text.endswith("\n") and not text.endswith("\n\n"), path
+        for number, line in enumerate(text.splitlines(), 1):
+            assert line == line.rstrip(), f"{path}:{number}"
+    makefile = (BUILDROOT / "external.mk").read_text().splitlines()
+    assert makefile[0] == makefile[4] == "#" * 80
+    config = (BUILDROOT / "Config.in").read_text()
+    for block in config.split("\nconfig ")[1:]:
+        assert "\thelp\n\t  " in block, block.splitlines()[0]
+    named = set()
+    for path in (BUILDROOT / "board/ipe").glob("*.sh"):
+        import re
+
+        named |= {f"BR2_IPE_{name}" for name in re.findall(r"\$\((?:br2|need) ([A-Z_]+)\b", path.read_text())}
+    assert named and all(f"config {name}\n" in config for name in named)
+
+
+@pytest.mark.parametrize("machine", ["qemux86-64", "qemuarm64"])
+def test_kas_resolves_the_files(machine, tmp_path) -> None:
+    for folder in ("ipe-build", "bitbake", "oe-core/meta"):
+        (tmp_path / folder).mkdir(parents=True)
+    shutil.copytree(ROOT / "conf/kas", tmp_path / "ipe-build/conf/kas")
+    for folder in ("ipe-build", "bitbake", "oe-core"):
+        subprocess.run(["git", "-C", tmp_path / folder, "init", "-q"], check=True)
+    words = [Path(sys.executable).with_name("kas"), "dump", "--format", "json", f"conf/kas/{machine}.yml"]
+    done = subprocess.run(words, cwd=tmp_path / "ipe-build", capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    dumped = json.loads(done.stdout)
+    assert "meta-ipe" in dumped["repos"]["ipe-build"]["layers"]
+    assert dumped["machine"] == machine and dumped["repos"]["bitbake"]["layers"] == {"bitbake": "disabled"}
+    assert 'DISTRO_FEATURES:append = " ipe"' in dumped["local_conf_header"]["ipe"]
+    assert "require conf/ipe-test-keys.inc" in dumped["local_conf_header"]["ipe-test-keys"]
