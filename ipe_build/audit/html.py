@@ -20,6 +20,7 @@ from ipe_build.audit.chain import NODES, OTHER, Link, LinkState, chain_of, link_
 from ipe_build.audit.findings import AuditReport, Finding, Severity, Verdict
 from ipe_build.audit.map_view import map_view
 from ipe_build.audit.portrait import Portrait
+from ipe_build.audit.printable import printable
 from ipe_build.audit.tree import Answer, Program
 
 MAX_ROWS = 20_000
@@ -90,7 +91,7 @@ def render_html(report: AuditReport, portrait: Portrait) -> str:
         counts=[(row, sum(one.state is row for one in rows)) for row in STATES],
         links=links,
         nodes=_nodes(links, portrait),
-        shown=SHOWN_OF_GROUP,
+        shown_of_group=SHOWN_OF_GROUP,
         shown_groups=SHOWN_GROUPS,
         legend_shown=LEGEND_SHOWN,
         grouped=_grouped,
@@ -129,11 +130,9 @@ def headline(report: AuditReport, links: tuple[Link, ...]) -> Headline:
     )
 
 
-def printable(value: object) -> object:
-    """Returns a text whose every character shows: what does not is written as an escape. Markup and other values stay as they are."""
-    if not isinstance(value, str) or isinstance(value, Markup) or value.isprintable():
-        return value
-    return "".join(one if one.isprintable() else one.encode("unicode_escape", "surrogatepass").decode("ascii") for one in value)
+def shown(value: object) -> object:
+    """Returns what a template writes for a value: text with every character visible; Markup and other values stay as they are."""
+    return printable(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
 def human_size(size_bytes: int) -> str:
@@ -157,11 +156,17 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=False,
-        finalize=printable,
+        finalize=shown,
     )
     environment.filters["size"] = human_size
-    environment.filters["short"] = lambda text, length: text if len(text) <= length else f"{text[: length - 1]}…"
+    environment.filters["short"] = _short
     return environment
+
+
+def _short(text: str, length: int) -> str:
+    """Returns a text that is at most so long, as it will be shown."""
+    whole = printable(text)
+    return whole if len(whole) <= length else f"{whole[: length - 1]}…"
 
 
 def _content_policy(css: str, script: str) -> str:

@@ -11,6 +11,7 @@ from ipe_build import __version__
 from ipe_build.audit.chain import link_of
 from ipe_build.audit.checks import CHECKS, Check
 from ipe_build.audit.findings import AuditReport, Finding, Verdict
+from ipe_build.audit.printable import printable
 
 SARIF_VERSION = "2.1.0"
 SARIF_SCHEMA = "https://docs.oasis-open.org/sarif/sarif/v2.1.0/errata01/os/schemas/sarif-schema-2.1.0.json"
@@ -76,13 +77,13 @@ def _rule(check: Check) -> dict[str, object]:
 def _result(finding: Finding, rules: dict[str, int], uri: str) -> dict[str, object]:
     """Returns a finding as a result. The fingerprint is over check and subject: the same trouble for another reason stays one alert."""
     failed = finding.verdict is Verdict.FAIL
-    subject, why = _text(finding.subject), _text(finding.why)
+    subject, why = printable(finding.subject), printable(finding.why)
     return {
         "ruleId": finding.check,
         **({"ruleIndex": rules[finding.check]} if finding.check in rules else {}),
         "kind": _KIND[finding.verdict],
         "level": str(finding.severity) if failed else "none",
-        "message": {"text": f"{subject}: {why}" + (f". To do: {_text(finding.hint)}" if failed and finding.hint else "")},
+        "message": {"text": f"{subject}: {why}" + (f". To do: {printable(finding.hint)}" if failed and finding.hint else "")},
         "locations": [
             {
                 "physicalLocation": {"artifactLocation": {"uri": uri, "index": 0}},
@@ -91,8 +92,3 @@ def _result(finding: Finding, rules: dict[str, int], uri: str) -> dict[str, obje
         ],
         "partialFingerprints": {"checkAndSubject/v1": hashlib.sha256(f"{finding.check}\0{subject}".encode()).hexdigest()},
     }
-
-
-def _text(text: str) -> str:
-    """Returns text that can be written as UTF-8: a file name's stray bytes are escaped."""
-    return text.encode("utf-8", "backslashreplace").decode("utf-8")

@@ -12,8 +12,9 @@ import pytest
 from ipe_build.audit.chain import LINK_OF_CHECK, LINKS, NODES, OTHER, LinkState, chain_of
 from ipe_build.audit.checks import CHECKS
 from ipe_build.audit.findings import AuditReport, Severity, Verdict
-from ipe_build.audit.html import human_size, printable, render_html
+from ipe_build.audit.html import human_size, render_html
 from ipe_build.audit.map_view import MAX_TILES, map_view
+from ipe_build.audit.printable import printable
 from ipe_build.audit.tree import Place, Program
 from ipe_build.policy.survey import Kind
 from tests.fixtures.audit_report import ADMITTED, PROGRAMS, REFUSED, portrait_with, report_with
@@ -151,12 +152,19 @@ def test_text_of_a_stranger_makes_no_tag_and_no_attribute(name: str) -> None:
     )
     assert [tag for tag, _ in hostile.tags] == [tag for tag, _ in tame.tags]
     assert [sorted(attributes) for _, attributes in hostile.tags] == [sorted(attributes) for _, attributes in tame.tags]
-    assert str(printable(name)) in hostile.text
+    assert printable(name) in hostile.text
 
 
 @pytest.mark.parametrize(
     ("text", "shown"),
-    [("plain ä 中", "plain ä 中"), ("\u202e", "\\u202e"), ("a\nb\0", "a\\nb\\x00"), ("\udcff", "\\udcff"), ("\U000e0001", "\\U000e0001")],
+    [
+        ("plain ä 中", "plain ä 中"),
+        ("\u202e", "\\u202e"),
+        ("a\nb\0", "a\\nb\\x00"),
+        ("\udcff", "\\xff"),
+        ("\ud800", "\\ud800"),
+        ("\U000e0001", "\\U000e0001"),
+    ],
 )
 def test_characters_that_do_not_show_are_written_as_escapes(text: str, shown: str) -> None:
     assert printable(text) == shown

@@ -82,5 +82,5 @@ def test_image_is_a_uri(path: str, uri: str) -> None:
 def test_stray_bytes_of_a_file_name_are_escaped_and_unknown_checks_have_no_rule() -> None:
     finding = Finding("no-such-check", Severity.ERROR, Verdict.FAIL, "usr/bin/\udcff", "\udcff", "")
     result = run_of(AuditReport("x", (finding,)))["results"][0]
-    assert result["message"]["text"] == "usr/bin/\\udcff: \\udcff"
+    assert result["message"]["text"] == "usr/bin/\\xff: \\xff"
     assert "ruleIndex" not in result
