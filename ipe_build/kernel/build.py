@@ -172,14 +172,18 @@ def _link(request: KernelRequest, tree: SourceTree, base: _Base, trust: KernelTr
 def _forget_old(used: Path, kept: int) -> None:
     """Marks a cache entry as used now, and removes those of its kind that nobody used for a day, but for the `kept` last used ones.
 
-    Each is a whole kernel: without this, tests with new keys each time would fill the disk.
+    Each is a whole kernel: without this, tests with new keys each time would fill the disk. What a killed build left goes too.
     """
     os.utime(used)
     ages: list[tuple[float, Path]] = []
     for place in used.parent.iterdir():
         with contextlib.suppress(OSError):
-            if not place.name.startswith(".") and place.is_dir():
-                ages.append((time.time() - place.stat().st_mtime, place))
+            age = time.time() - place.stat().st_mtime
+            if place.name.startswith("."):
+                if place.name.endswith(".tmp") and age > _KEPT_S:
+                    shutil.rmtree(place, ignore_errors=True)
+            elif place.is_dir():
+                ages.append((age, place))
     for age, place in sorted(ages)[kept:]:
         if age > _KEPT_S:
             gone = place.with_name(f".{place.name}.old.tmp")

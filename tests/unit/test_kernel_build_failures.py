@@ -202,8 +202,13 @@ def test_what_nobody_used_for_a_day_is_forgotten_but_for_the_last_sixteen(local:
     for number, folder in enumerate(stale):
         shutil.copytree(first, folder)
         os.utime(folder, (now, now - 90_000 - number))
+    left, running = first.with_name(".left.tmp"), first.with_name(".running.tmp")
+    left.mkdir()
+    running.mkdir()
+    os.utime(left, (now, now - 90_000))
     (tree / "counted").unlink()
     build_kernel(request(tree), PERMISSIVE, local)
+    assert (left.exists(), running.exists()) == (False, True)
     assert [folder.exists() for folder in stale] == [True] * 15 + [False] * 5
     for number, folder in enumerate(stale[:15]):
         os.utime(folder, (now, now - number))
