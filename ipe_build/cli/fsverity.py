@@ -97,7 +97,9 @@ def _sign(arguments: argparse.Namespace, host: Host) -> Outcome:
 
 def _signer(arguments: argparse.Namespace, host: Host) -> Callable[[bytes], bytes]:
     """Returns a function that signs formatted digests with the key that the options name. Raises: UsageError, SigningKeyError."""
+    from ipe_build.signing.algorithms import algorithm_of
     from ipe_build.signing.backends import open_signer
+    from ipe_build.signing.loading import public_key_of
     from ipe_build.signing.profiles import PROFILES, sign_payload
     from ipe_build.signing.verify import verify_signature
 
@@ -105,9 +107,12 @@ def _signer(arguments: argparse.Namespace, host: Host) -> Callable[[bytes], byte
         raise UsageError("a signature needs --key and --cert", where="--key")
     profile = PROFILES["fs-verity-builtin"]
     signer = open_signer(arguments.key, arguments.cert, host)
+    # As `fsverity sign` does: the file's own hash also for the signature, where the key can go with it.
+    possible = algorithm_of(public_key_of(signer.certificate)).digests
+    digest = arguments.hash_name if arguments.hash_name in possible else None
 
     def sign(payload: bytes) -> bytes:
-        signature = sign_payload(profile, payload, signer, None)
+        signature = sign_payload(profile, payload, signer, digest)
         # Checked before it is kept: a token or a signing server may give back anything.
         verify_signature(profile, payload, signature, [signer.certificate])
         return signature

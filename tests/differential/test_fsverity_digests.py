@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from ipe_build.formats.fsverity import Descriptor, formatted_digest, parse_descr
 from ipe_build.host import Host
 from ipe_build.integrity.fsverity import FsVerityParameters, measure, measure_all
 from ipe_build.integrity.manifest import make_manifest
+from ipe_build.signing.certificates import KeySet
 from tests.fixtures.integrity import kernels_of, noise, with_kernel
 
 _SIZES = [0, 1, 1023, 1024, 1025, 4095, 4096, 4097, 8192, 65536, 131072, 524288, 524289, 1048576, 1048577, 3000001]
@@ -114,3 +116,18 @@ def test_descriptor_and_payload_round_trip(digest: bytes, size: int, salt: bytes
     descriptor = Descriptor("sha512", 1 << log, salt, size, digest, 7)
     assert parse_descriptor(descriptor.build()) == descriptor
     assert parse_formatted_digest(formatted_digest("sha512", digest)) == ("sha512", digest)
+
+
+def test_our_signature_file_is_that_of_fsverity(tmp_path: Path, need: Callable[[str], Path], test_keys: KeySet) -> None:
+    pair = test_keys.pair("verity")
+    files = [tmp_path / "one", tmp_path / "two"]
+    for file in files:
+        file.write_bytes(noise(70_001, file.name))
+    options = ["--hash-alg=sha512", "--block-size=1024", "--salt=abcd"]
+    for file in files:
+        words = [need("fsverity"), "sign", file, f"{file}.theirs", f"--key={pair.key}", f"--cert={pair.certificate}", *options]
+        subprocess.run(words, check=True, capture_output=True)
+    words = [sys.executable, "-m", "ipe_build", "fsverity", "sign", *files, "--key", pair.uri, "--cert", pair.certificate, *options]
+    subprocess.run([str(word) for word in words], check=True, capture_output=True)
+    for file in files:
+        assert Path(f"{file}.fsverity.p7s").read_bytes() == Path(f"{file}.theirs").read_bytes()
