@@ -41,6 +41,7 @@ from ipe_build.steps import (
     SignedPolicy,
     SignedRoot,
     foreseen_device_policy,
+    lint_policies,
     make_image,
     make_init,
     make_kernel,
@@ -201,6 +202,7 @@ def _build_into(
         device = sign_device_policy(foreseen, keys) if in_root else None
     with step("kernel"):
         built = make_kernel(config, boot_policy, foreseen, keys, config_file, host)
+        lint_policies(config, boot_policy, foreseen, built, host)
         kernel = replace(built, image=copy_to(built.image, folder / "vmlinuz"), config=copy_to(built.config, folder / "kernel.config"))
     with host.scratch() as scratch:
         with step(f"modules ({len(kernel.modules)})"):

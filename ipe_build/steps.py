@@ -19,8 +19,9 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from ipe_build.boot.guest_files import ModuleFixtures, probe_files
 from ipe_build.config.schema import Compression as ModuleCompression
 from ipe_build.config.schema import Config, KeySection, OnCorruption, PolicyPlace, PolicySection, Profile
-from ipe_build.errors import ConfigError, SigningKeyError
+from ipe_build.errors import ConfigError, InputError, SigningKeyError
 from ipe_build.formats.cpio import regular_file
+from ipe_build.formats.dotconfig import parse_dotconfig
 from ipe_build.formats.verity_sig import VeritySignature
 from ipe_build.host import Host
 from ipe_build.host.cache import cache_key
@@ -36,9 +37,13 @@ from ipe_build.kernel.modules import sign_module, sign_modules
 from ipe_build.kernel.prebuilt import take_kernel
 from ipe_build.kernel.profiles import DEBIAN_SOURCE, kernel_request
 from ipe_build.kernel.trust import KernelTrust
+from ipe_build.policy.findings import Severity as LintSeverity
+from ipe_build.policy.findings import Target
+from ipe_build.policy.lint import check
 from ipe_build.policy.model import Policy
 from ipe_build.policy.parser import Role, parse
 from ipe_build.policy.render import render
+from ipe_build.policy.versions import KernelVersion
 from ipe_build.signing.backends import open_signer
 from ipe_build.signing.certificate_checks import Severity, check_certificate
 from ipe_build.signing.certificates import KeySet, create_keys, load_keys
@@ -208,6 +213,24 @@ def make_kernel(config: Config, boot_policy: bytes, device_policy: bytes, keys: 
             hint=f"{DEBIAN_SOURCE} is what Debian's linux-source-6.12 installs",
         )
     return build_kernel(request, trust, host)
+
+
+def lint_policies(config: Config, boot_policy: bytes, device_policy: bytes, kernel: Kernel, host: Host) -> None:
+    """Step 6. Looks at both policies for this very kernel: warnings are printed, a policy that cannot do what it says ends the build.
+
+    Raises: InputError for the first error of the linter.
+    """
+    resolved = parse_dotconfig(kernel.config.read_bytes(), where=str(kernel.config))
+    version = KernelVersion.of_text(kernel.release)
+    boot = Target(version, Role.BOOT, resolved)
+    device = Target(version, Role.DEVICE, resolved, stem=config.policy.device.name, active=parse(boot_policy, version, Role.BOOT).policy)
+    for name, text, target in ((config.policy.boot.name, boot_policy, boot), (config.policy.device.name, device_policy, device)):
+        for finding in check(text, target).findings:
+            where = f"{name}.pol:{finding.line}"
+            if finding.severity is LintSeverity.ERROR:
+                raise InputError(f"{finding.message} ({finding.rule})", where=where, hint=finding.hint)
+            if finding.severity is LintSeverity.WARNING:
+                host.progress.warn(f"{where}: {finding.message} ({finding.rule})")
 
 
 def _properties(text: bytes, role: Role) -> frozenset[str]:

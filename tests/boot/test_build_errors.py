@@ -68,6 +68,19 @@ def test_an_unreadable_input_is_named(demo_config: Path, last_good: Path, old: s
     assert contents(last_good) == before
 
 
+def test_a_policy_that_cannot_do_what_it_says_ends_the_build(demo_config: Path, last_good: Path) -> None:
+    before = contents(last_good)
+    template = demo_config.with_name("short-digest.j2")
+    template.write_text(
+        "policy_name={{ name }} policy_version={{ version }}\nDEFAULT action=DENY\nop=EXECUTE dmverity_signature=TRUE action=ALLOW\n"
+        "op=EXECUTE dmverity_roothash=sha256:00 action=ALLOW\n"
+    )
+    config = changed(demo_config, 'template = "signed-verity"', 'template = "file:short-digest.j2"')
+    done = ipe_build("build", "-c", config, "-o", last_good, "--no-boot")
+    check_one_error(done, 2, "ipe-policy.pol:4", "digest")
+    assert contents(last_good) == before
+
+
 def test_a_folder_that_is_no_output_of_ours_is_not_touched(demo_config: Path, tmp_path: Path) -> None:
     (tmp_path / "home").mkdir()
     (tmp_path / "home/thesis.tex").write_text("years of work")
