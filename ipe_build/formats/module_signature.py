@@ -5,6 +5,7 @@ Source: scripts/sign-file.c, include/linux/module_signature.h, kernel/module_sig
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 from dissect.cstruct import cstruct
@@ -32,8 +33,14 @@ class SplitModule(NamedTuple):
 
 def append_signature(payload: bytes, signature: bytes) -> bytes:
     """Returns the signed module: payload, PKCS#7 signature, struct module_signature (big-endian length, id type 2), marker."""
-    block: Any = _C.module_signature(id_type=_PKCS7, sig_len=len(signature))
-    return b"".join((payload, signature, block.dumps(), MARKER))
+    return b"".join((payload, signature, _block(len(signature)), MARKER))
+
+
+@lru_cache(maxsize=64)
+def _block(signature_bytes: int) -> bytes:
+    """Returns struct module_signature for a signature of that length."""
+    block: Any = _C.module_signature(id_type=_PKCS7, sig_len=signature_bytes)
+    return bytes(block.dumps())
 
 
 def split_signature(module: bytes, where: str = "module") -> SplitModule:

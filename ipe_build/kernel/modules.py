@@ -161,7 +161,8 @@ class _Work:
         """Signs one module. The file that was there is replaced whole, or left as it is; its permissions are kept."""
         data = sign_module(source.read_bytes(), self.signer, self.digest_name, self.compression, str(source), self.kernel)
         target = self.target(source)
-        target.parent.mkdir(parents=True, exist_ok=True)
+        if self.out is not None:
+            target.parent.mkdir(parents=True, exist_ok=True)
         with self.host.output(target, force=True, flush=False) as temporary:
             temporary.write_bytes(data)
             temporary.chmod(source.stat().st_mode & 0o777)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Protocol
 
+from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from ipe_build.errors import SignatureError, VerificationError
@@ -77,7 +78,7 @@ class CmsEnvelope:
     def seal(self, payload: bytes, signer: Signer, digest_name: str) -> bytes:
         """Returns the DER message. Raises: SigningKeyError when the digest does not go with the key."""
         identifier = algorithm_of(public_key_of(signer.certificate)).identifier(digest_name)
-        certificate = signer.certificate.public_bytes(Encoding.DER)
+        certificate = _der(signer.certificate)
         raw = signer.sign(payload, digest_name)
         content = payload if self.attached else None
         head = _head(self.layout, content, certificate if self.certificates else b"", certificate, digest_name, identifier, len(raw))
@@ -119,6 +120,12 @@ class CmsEnvelope:
             raise SignatureError("repeats a signed attribute", errno="EKEYREJECTED", where="signature")
         if _CONTENT_TYPE not in info.attribute_oids or _MESSAGE_DIGEST not in info.attribute_oids:
             raise SignatureError("lacks the signed attribute contentType or messageDigest", errno="EBADMSG", where="signature")
+
+
+@lru_cache(maxsize=64)
+def _der(certificate: x509.Certificate) -> bytes:
+    """Returns a certificate's DER."""
+    return certificate.public_bytes(Encoding.DER)
 
 
 @lru_cache(maxsize=64)

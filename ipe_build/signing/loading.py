@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from pathlib import Path
 
 from cryptography import x509
@@ -71,8 +72,12 @@ def load_private_key(path: Path, passphrase: bytes | None, how_to_give: str) -> 
         raise SigningKeyError("is not a private key that can be read", where=str(path), hint="wanted PKCS#8 in PEM or DER") from error
 
 
+@lru_cache(maxsize=256)
 def public_key_of(certificate: x509.Certificate) -> PublicKeyTypes:
-    """Returns a certificate's public key. Raises: SigningKeyError when it is damaged or of a kind that nobody here knows."""
+    """Returns a certificate's public key; kept, because thousands of modules ask for the same one.
+
+    Raises: SigningKeyError when it is damaged or of a kind that nobody here knows.
+    """
     try:
         return certificate.public_key()
     except (ValueError, UnsupportedAlgorithm) as error:
