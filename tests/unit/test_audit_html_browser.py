@@ -216,3 +216,11 @@ def test_screenshot_is_light_or_dark_as_the_reader_has_it(
     assert (width, height) == (1280, 1600)
     assert len(column) >= 2
     assert all((sum(colour) < 3 * 80) == dark for colour in column if max(colour) - min(colour) < 12), column
+
+
+def test_it_prints_on_some_pages_and_says_everything_once(browse: Browser, page: Path, tmp_path: Path) -> None:
+    browse(page.as_uri(), "--no-pdf-header-footer", f"--print-to-pdf={tmp_path / 'report.pdf'}")
+    data = (tmp_path / "report.pdf").read_bytes()
+    assert data[:5] == b"%PDF-"
+    pages = len(re.findall(rb"/Type\s*/Page\b", data))
+    assert 2 <= pages <= 12
