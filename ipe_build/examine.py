@@ -6,7 +6,7 @@ import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
 from ipe_build.audit.facts import BootEntry, EspFacts, ImageFacts, KernelView, ModuleView, RootFiles, RootPartitions
 from ipe_build.boot.entry import read_entry
@@ -17,12 +17,11 @@ from ipe_build.formats.kernel_compression import compression_of, unpack
 from ipe_build.formats.verity import SUPERBLOCK_SIZE, Superblock, parse_superblock
 from ipe_build.host import Host
 from ipe_build.image.disk import Disk, read_disk
-from ipe_build.image.filesystem import FilesystemType, detect_filesystem
 from ipe_build.kernel.inspect import inspect_kernel
 from ipe_build.kernel.modules import verify_module
 from ipe_build.policy.facts import Facts
 from ipe_build.policy.survey import Kind
-from ipe_build.policy.survey_image import survey
+from ipe_build.policy.survey_image import extract_filesystem, survey
 from ipe_build.policy.versions import KernelVersion
 from ipe_build.signing.loading import parse_certificates
 
@@ -164,52 +163,17 @@ def read_initramfs(data: bytes) -> tuple[CpioEntry, ...]:
     return tuple(entry for archive in read_archives(plain) for entry in archive.entries)
 
 
-class _Extractor(NamedTuple):
-    """A row: the program that copies all files of a filesystem image into a new folder."""
-
-    filesystem: FilesystemType
-    command: Callable[[Path, Path], list[str | Path]]
-    folder_first: bool = False
-
-
-_EXTRACTORS = (
-    _Extractor(FilesystemType.EROFS, lambda image, folder: ["fsck.erofs", f"--extract={folder}", "--no-preserve", image]),
-    _Extractor(
-        FilesystemType.SQUASHFS,
-        lambda image, folder: ["unsquashfs", "-quiet", "-no-progress", "-no-xattrs", "-ignore-errors", "-dest", folder, image],
-    ),
-    _Extractor(FilesystemType.EXT4, lambda image, folder: ["debugfs", "-R", f'rdump / "{folder}"', image], folder_first=True),
-)
-
-
-def extract_filesystem(image: Path, folder: Path, host: Host) -> Path:
-    """Returns `folder`, which is made and filled with the files of a filesystem image, owned by whoever runs this.
-
-    Raises: InputError for a filesystem that is not known, ToolMissingError, ToolFailedError.
-    """
-    found = detect_filesystem(image)
-    row = next((row for row in _EXTRACTORS if row.filesystem is found), None)
-    if row is None:
-        raise InputError(
-            "no filesystem that we read", where=str(image), hint=f"known are {', '.join(one.filesystem for one in _EXTRACTORS)}"
-        )
-    if row.folder_first:
-        folder.mkdir()
-    host.run(row.command(image, folder), timeout_s=600)
-    return folder
-
-
 def _root_files(root: RootPartitions, kernel: KernelView | None, scratch: Path, host: Host) -> RootFiles | None:
     """Returns the files of the root filesystem, and what this kernel would answer to each of its modules."""
     if root.data_file is None:
         return None
-    filesystem = detect_filesystem(root.data_file)
-    folder = extract_filesystem(root.data_file, scratch / "rootfs", host)
+    folder = scratch / "rootfs"
+    filesystem = extract_filesystem(root.data_file, folder, host)
     found = survey(folder, host, Facts())
     modules = [entry.path for entry in found.entries if entry.kind in (Kind.MODULE, Kind.COMPRESSED_MODULE)]
     return RootFiles(
         folder=folder,
-        filesystem=str(filesystem),
+        filesystem=filesystem,
         size_bytes=root.data_file.stat().st_size,
         survey=found,
         modules=tuple(_module(folder, path, kernel) for path in modules) if kernel is not None else (),

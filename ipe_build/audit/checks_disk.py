@@ -14,6 +14,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from ipe_build.audit.facts import ImageFacts
 from ipe_build.audit.outcome import Outcome, bad, good, unknown
 from ipe_build.errors import IpeBuildError
+from ipe_build.formats.filesystem import HEAD_BYTES, filesystem_bytes
 from ipe_build.formats.gpt import ATTRIBUTE_READ_ONLY, Partition
 from ipe_build.formats.partition_types import EFI_SYSTEM
 from ipe_build.formats.verity_sig import VeritySignature, parse_verity_signature
@@ -192,25 +193,18 @@ def superblock(facts: ImageFacts, host: Host) -> Iterator[Outcome]:
     covered = block.data_blocks * block.data_block_size
     if covered > facts.root.data.size_bytes:
         yield bad("superblock", f"says {covered} bytes of data, the root partition has {facts.root.data.size_bytes}")
-    elif facts.files is not None and covered < filesystem_bytes(facts):
-        yield bad("superblock", f"covers {covered} bytes, the filesystem has {filesystem_bytes(facts)}: its end is not protected")
+    elif covered < (wanted := _filesystem_bytes(facts.root.data_file)):
+        yield bad("superblock", f"covers {covered} bytes, the filesystem has {wanted}: its end is not protected")
     else:
         yield good("superblock", f"{block.data_blocks} blocks of {block.data_block_size} bytes, the whole filesystem")
 
 
-def filesystem_bytes(facts: ImageFacts) -> int:
-    """Returns how many bytes the root filesystem's own superblock says it has; 0 where that is not known."""
-    if facts.root is None or facts.root.data_file is None:
+def _filesystem_bytes(image: Path | None) -> int:
+    """Returns how many bytes the root filesystem says it has; 0 where that is not known."""
+    if image is None:
         return 0
-    with facts.root.data_file.open("rb") as file:
-        head = file.read(2048)
-    if head[:4] == b"hsqs":
-        return int.from_bytes(head[40:48], "little")
-    if head[1024:1028] == b"\xe2\xe1\xf5\xe0":
-        return int.from_bytes(head[1060:1064], "little") << head[1036]
-    if head[1080:1082] == b"\x53\xef":
-        return int.from_bytes(head[1028:1032], "little") << (10 + int.from_bytes(head[1048:1052], "little"))
-    return 0
+    with image.open("rb") as file:
+        return filesystem_bytes(file.read(HEAD_BYTES)) or 0
 
 
 def hash_strength(facts: ImageFacts, host: Host) -> Iterator[Outcome]:

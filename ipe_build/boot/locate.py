@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from ipe_build.errors import FormatError, InputError
+from ipe_build.formats.filesystem import HEAD_BYTES, FilesystemKind, filesystem_kind
 
 if TYPE_CHECKING:
     from ipe_build.host import Host
@@ -23,11 +24,10 @@ class SharedBlockError(InputError):
 
 
 class _Filesystem(NamedTuple):
-    """A row: how a filesystem is recognised (offset and bytes), and who finds a file's first byte in it."""
+    """A row: a filesystem, its name for people, and who finds a file's first byte in it."""
 
+    kind: FilesystemKind
     name: str
-    offset: int
-    magic: bytes
     find: Callable[[Path, str, Host], int | None]
 
 
@@ -39,9 +39,9 @@ def stored_at(image: Path, path: str, host: Host) -> int:
     ToolFailedError.
     """
     with image.open("rb") as handle:
-        head = handle.read(2048)
+        kind = filesystem_kind(handle.read(HEAD_BYTES))
     for row in FILESYSTEMS:
-        if head[row.offset : row.offset + len(row.magic)] == row.magic:
+        if row.kind is kind:
             place = row.find(image, path, host)
             if place is None:
                 raise SharedBlockError(f"its {row.name} filesystem has no file {path} with blocks of its own", where=str(image))
@@ -108,7 +108,7 @@ class _Trial:
 
 
 FILESYSTEMS: tuple[_Filesystem, ...] = (
-    _Filesystem("EROFS", 1024, bytes.fromhex("e2e1f5e0"), _find_erofs),
-    _Filesystem("SquashFS", 0, b"hsqs", _find_squashfs),
-    _Filesystem("ext4", 1080, bytes.fromhex("53ef"), _find_ext4),
+    _Filesystem(FilesystemKind.EROFS, "EROFS", _find_erofs),
+    _Filesystem(FilesystemKind.SQUASHFS, "SquashFS", _find_squashfs),
+    _Filesystem(FilesystemKind.EXT4, "ext4", _find_ext4),
 )

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from uuid import UUID
 
 from ipe_build.errors import InputError, ToolFailedError
+from ipe_build.formats.filesystem import HEAD_BYTES, filesystem_kind
 from ipe_build.image.ext4 import make_ext4
 from ipe_build.image.rootfs import Entry, PathRule, Rootfs, add, apply_rules, read_folder, read_tar
 from ipe_build.image.stage import Stage, stage
@@ -82,11 +83,9 @@ class _Job:
 
 
 class Maker(NamedTuple):
-    """A row: how a filesystem is recognised (magic at an offset) and made, its compressions (the first is the usual one)."""
+    """A row: how a filesystem is made, its compressions (the first is the usual one)."""
 
     filesystem: FilesystemType
-    magic_offset: int
-    magic: bytes
     compressions: tuple[str, ...]
     make: Callable[[_Job, Host], None]
 
@@ -114,11 +113,10 @@ def detect_filesystem(image: Path) -> FilesystemType | None:
     """Returns what kind of filesystem a file holds, by its magic, or None."""
     try:
         with image.open("rb") as handle:
-            head = handle.read(2048)
+            kind = filesystem_kind(handle.read(HEAD_BYTES))
     except OSError as error:
         raise InputError(f"cannot be read: {error.strerror}", where=str(image)) from error
-    hits = (row.filesystem for row in MAKERS if head[row.magic_offset : row.magic_offset + len(row.magic)] == row.magic)
-    return next(hits, None)
+    return next((row.filesystem for row in MAKERS if row.filesystem.value == kind), None)
 
 
 def _make(request: FilesystemRequest, rootfs: Rootfs, out: Path, scratch: Path, host: Host, *, force: bool) -> FilesystemImage:
@@ -168,9 +166,9 @@ def _make_ext4(job: _Job, host: Host) -> None:
 
 
 MAKERS: tuple[Maker, ...] = (
-    Maker(FilesystemType.EROFS, 1024, b"\xe2\xe1\xf5\xe0", ("none", "lz4", "lz4hc"), _make_erofs),
-    Maker(FilesystemType.SQUASHFS, 0, b"hsqs", ("gzip", "xz", "zstd", "lz4"), _make_squashfs),
-    Maker(FilesystemType.EXT4, 1024 + 56, b"\x53\xef", ("none",), _make_ext4),
+    Maker(FilesystemType.EROFS, ("none", "lz4", "lz4hc"), _make_erofs),
+    Maker(FilesystemType.SQUASHFS, ("gzip", "xz", "zstd", "lz4"), _make_squashfs),
+    Maker(FilesystemType.EXT4, ("none",), _make_ext4),
 )
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from ipe_build.errors import FormatError, InputError, ToolFailedError
 from ipe_build.formats.cpio import CpioEntry, read_archives
+from ipe_build.formats.filesystem import HEAD_BYTES, filesystem_kind
 from ipe_build.formats.gpt import read_gpt
 from ipe_build.formats.kernel_compression import compression_of, unpack
 from ipe_build.policy.classify import Content, classify
@@ -21,14 +22,6 @@ from ipe_build.policy.survey import Entry, Survey
 if TYPE_CHECKING:
     from ipe_build.host import Host
 
-_MAGICS: tuple[tuple[str, int, bytes], ...] = (
-    ("erofs", 1024, b"\xe2\xe1\xf5\xe0"),
-    ("squashfs", 0, b"hsqs"),
-    ("ext4", 1080, b"\x53\xef"),
-    ("btrfs", 0x10040, b"_BHRfS_M"),
-    ("disk", 512, b"EFI PART"),
-    ("cpio", 0, b"07070"),
-)
 _INITRAMFS_MAX = 2 << 30
 _Files = Iterator[tuple[str, bool, Content]]
 
@@ -46,18 +39,8 @@ def survey(image: Path, host: Host, facts: Facts) -> Survey:
             return survey(inner, host, facts)
     if kind == "cpio":
         return _survey("initramfs", _cpio(image), facts)
-    if kind not in _EXTRACT:
-        raise InputError(
-            f"a {kind} image cannot be looked into" if kind else "is no image of a kind we know",
-            where=str(image),
-            hint="give the root filesystem as a folder, or as EROFS, SquashFS, ext4, an initramfs or a GPT disk",
-        )
     with host.scratch() as folder:
-        try:
-            _EXTRACT[kind](image, folder / "root", host)
-        except ToolFailedError as error:
-            raise InputError(f"the {kind} image cannot be extracted: {error.message.splitlines()[0]}", where=str(image)) from error
-        return _survey(kind, _walk(folder / "root"), facts)
+        return _survey(extract_filesystem(image, folder / "root", host), _walk(folder / "root"), facts)
 
 
 def filesystem_of(image: Path) -> str | None:
@@ -66,14 +49,34 @@ def filesystem_of(image: Path) -> str | None:
         if not image.is_file():
             raise InputError("is neither a folder nor an image file" if image.exists() else "does not exist", where=str(image))
         with image.open("rb") as handle:
-            for kind, offset, magic in _MAGICS:
-                handle.seek(offset)
-                if handle.read(len(magic)) == magic:
-                    return kind
-            handle.seek(0)
-            return "cpio" if compression_of(handle.read(16)) else None
+            head = handle.read(HEAD_BYTES)
     except OSError as error:
         raise InputError(error.strerror or str(error), where=str(image)) from error
+    kind = filesystem_kind(head)
+    if kind is not None:
+        return str(kind)
+    if head[512:520] == b"EFI PART":
+        return "disk"
+    return "cpio" if head.startswith(b"07070") or compression_of(head) else None
+
+
+def extract_filesystem(image: Path, folder: Path, host: Host) -> str:
+    """Returns the kind of a filesystem image (EROFS, SquashFS, ext4), all of whose files are then in the new folder, owned by us.
+
+    Raises: InputError for another kind or a damaged image, ToolMissingError.
+    """
+    kind = filesystem_of(image)
+    if kind not in _EXTRACT:
+        raise InputError(
+            f"a {kind} image cannot be looked into" if kind else "is no image of a kind we know",
+            where=str(image),
+            hint="give the root filesystem as a folder, or as EROFS, SquashFS, ext4, an initramfs or a GPT disk",
+        )
+    try:
+        _EXTRACT[kind](image, folder, host)
+    except ToolFailedError as error:
+        raise InputError(f"the {kind} image cannot be extracted: {error.message.splitlines()[0]}", where=str(image)) from error
+    return kind
 
 
 def _extract_erofs(image: Path, folder: Path, host: Host) -> None:
