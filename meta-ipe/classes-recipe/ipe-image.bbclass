@@ -1,8 +1,8 @@
 # Image recipes (or IMAGE_CLASSES += "ipe-image"): the conversion type `verity` and the image type `ipedisk`.
 #
-#   IMAGE_FSTYPES = "erofs.verity"     hash tree, root hash, its signature, env file: sidecars beside the image
-#   IMAGE_FSTYPES = "ipedisk"          the whole disk: EFI system partition, root, root-verity, root-verity-sig
-#   IMAGE_FSTYPES = "ipedisk.zst ipedisk.bmap"
+#   IMAGE_FSTYPES = "erofs erofs.verity"     hash tree, root hash, its signature, env file: sidecars beside the image
+#   IMAGE_FSTYPES = "ipedisk"                the whole disk: EFI system partition, root, root-verity, root-verity-sig
+#   IMAGE_FSTYPES = "ipedisk ipedisk.zst ipedisk.bmap"
 #
 # Sidecars of IMAGE.TYPE: .verity .roothash .roothash.p7s .verity-sig .verity.env
 
@@ -36,7 +36,8 @@ CONVERSION_CMD:verity = "ipe_verity_image ${type}"
 CONVERSION_DEPENDS_verity = "${IPE_BUILD_DEPENDS}"
 
 IMAGE_TYPES:append = " ipedisk"
-IMAGE_TYPEDEP:ipedisk = "${IPE_ROOT_FILESYSTEM}.verity"
+# Both: image.bbclass removes an image that is only the way to another type.
+IMAGE_TYPEDEP:ipedisk = "${IPE_ROOT_FILESYSTEM} ${IPE_ROOT_FILESYSTEM}.verity"
 IMAGE_CMD:ipedisk = "ipe_disk_image"
 do_image_ipedisk[depends] += "${IPE_DISK_DEPENDS}"
 
@@ -79,7 +80,11 @@ ipe_disk_image () {
 
 # The tasks that sign are those of the types before `.verity`: their hash takes in the certificate's content.
 python () {
-    types = [one.split(".verity")[0] for one in (d.getVar("IMAGE_FSTYPES") or "").split() if ".verity" in one]
+    wanted = (d.getVar("IMAGE_FSTYPES") or "").split()
+    types = [one.split(".verity")[0] for one in wanted if ".verity" in one]
+    for one in types:
+        if one not in wanted:
+            bb.fatal("IMAGE_FSTYPES has %s.verity without %s: image.bbclass would remove the image that the tree is for; add it" % (one, one))
     for one in set(types + [d.getVar("IPE_ROOT_FILESYSTEM")]):
         task = "do_image_%s" % one.split(".")[0].replace("-", "_")
         d.appendVarFlag(task, "file-checksums", " " + ipe_certificates(d, "IPE_VERITY_CERT"))

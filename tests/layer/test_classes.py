@@ -46,6 +46,11 @@ def test_verity_conversion_makes_what_others_accept(build_folder, need, test_key
     assert changed.returncode != 0
 
 
+def test_image_that_would_be_removed_is_asked_for(build_folder) -> None:
+    answer = build_folder.bitbake(parse=("small-image",), IMAGE_FSTYPES="erofs.verity")
+    assert not answer.ok and "IMAGE_FSTYPES has erofs.verity without erofs" in answer.log
+
+
 def test_every_sidecar_has_its_link_and_is_in_the_image_manifest(build_folder, need) -> None:
     need("mkfs.erofs"), need("mke2fs")
     build_folder.built(*IMAGE)

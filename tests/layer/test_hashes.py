@@ -9,7 +9,7 @@ import pytest
 from tests.fixtures.layer import BuildFolder, task_hashes
 
 RECIPES = ("ipe-boot-policy", "linux-yocto", "ipe-policy", "ipe-initramfs", "small-image", "small-module")
-SETTINGS = {"IMAGE_FSTYPES": "ipedisk ext4.verity", "SMALL_KERNEL_SOURCE": "/nowhere", "SMALL_MODULES": "/nowhere"}
+SETTINGS = {"IMAGE_FSTYPES": "ipedisk ext4 ext4.verity", "SMALL_KERNEL_SOURCE": "/nowhere", "SMALL_MODULES": "/nowhere"}
 DISK = {"small-image:do_image_ipedisk", "small-image:do_image_complete", "small-image:do_ipe_audit"}
 SIGNED_IMAGES = {"small-image:do_image_erofs", "small-image:do_image_ext4"}
 POLICY = {"ipe-policy:do_compile", "ipe-policy:do_deploy"}

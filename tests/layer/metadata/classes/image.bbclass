@@ -1,5 +1,6 @@
 # The contract of OE-core's image.bbclass that ipe-image builds on: a task do_image_TYPE for each type, made of IMAGE_CMD and of the
-# CONVERSION_CMDs behind it, expanded with `type`, run in IMGDEPLOYDIR; classes of IMAGE_CLASSES come in last.
+# CONVERSION_CMDs behind it, expanded with `type`, run in IMGDEPLOYDIR; an image that is only the way to another type is removed;
+# classes of IMAGE_CLASSES come in last.
 CONVERSIONTYPES = "zst"
 CONVERSION_CMD:zst = "zstd -q -f ${IMAGE_NAME}.${type}"
 IMAGE_TYPES = "erofs ext4"
@@ -42,10 +43,11 @@ def small_conversions(d, name, base):
     return commands
 
 python () {
-    wanted = {}
+    wanted, asked = {}, set()
     queue = d.getVar("IMAGE_FSTYPES").split()
     while queue:
         name = queue.pop()
+        asked.add(name)
         base = name.split(".")[0]
         if name not in wanted.setdefault(base, []):
             wanted[base].append(name)
@@ -59,6 +61,8 @@ python () {
             commands += [one for one in small_conversions(d, name, base) if one not in commands]
         for name in [base] + names:
             commands.append("\tln -sf ${IMAGE_NAME}.%s ${IMAGE_LINK_NAME}.%s" % (name, name))
+        if base not in asked:
+            commands.append("\trm ${IMAGE_NAME}.%s ${IMAGE_LINK_NAME}.%s" % (base, base))
         task = "do_image_" + base
         d.setVar(task, "\n".join(commands) + "\n")
         d.setVarFlag(task, "func", "1")
