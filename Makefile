@@ -7,8 +7,8 @@ PYTHON ?= python3
 JOBS ?= $(shell nproc)
 PYTEST_ARGS ?=
 
-.PHONY: demo test lint deps bench clean
-demo: deps $(VENV)/.installed
+.PHONY: demo test lint deps deps-demo bench clean
+demo: deps-demo $(VENV)/.installed
 	mkdir -p build
 	conf/demo/make-rootfs build/demo-rootfs
 	$(VENV)/bin/ipe-build build -c conf/demo.toml -o build/demo
@@ -27,6 +27,9 @@ bench: deps $(VENV)/.installed
 # Installs the Debian packages of conf/debian-packages.txt that are missing (as root, or with sudo).
 deps:
 	@conf/install-debian-packages
+
+deps-demo:
+	@conf/install-debian-packages --without-tests
 
 $(VENV)/.installed: pyproject.toml $(wildcard setup.py ipe_build/integrity/*.c)
 	$(PYTHON) -m venv $(VENV)
