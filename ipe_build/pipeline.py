@@ -23,6 +23,8 @@ from ipe_build.attest.manifest import (
 )
 from ipe_build.audit.checks import audit
 from ipe_build.audit.findings import AuditReport
+from ipe_build.audit.html import render_html
+from ipe_build.audit.portrait import Portrait, portrait_of
 from ipe_build.audit.report import render_summary
 from ipe_build.boot.evidence import Evidence, evidence_table, evidence_value
 from ipe_build.boot.probe_disk import PolicyMaterial
@@ -57,10 +59,10 @@ from ipe_build.steps import (
 )
 
 
-def audit_image(image: Path, host: Host, *, kernel: Path | None = None) -> AuditReport:
-    """Step 9. Returns the findings about a disk image, read again from its bytes; nothing is run."""
+def audit_image(image: Path, host: Host, *, kernel: Path | None = None) -> tuple[AuditReport, Portrait]:
+    """Step 9. Returns the findings about a disk image, read again from its bytes, and what its page for people shows; nothing is run."""
     with examined(image, host, kernel=kernel) as facts:
-        return audit(facts, host)
+        return audit(facts, host), portrait_of(facts)
 
 
 def make_manifest(
@@ -225,8 +227,9 @@ def _build_into(
     with step("disk image"):
         disk = make_image(config, kernel, initramfs, root, keys, folder / f"{name}.raw", host)
     with step("audit"):
-        report = audit_image(disk.path, host)
+        report, portrait = audit_image(disk.path, host)
         _write_json(folder / "audit.json", report.to_json())
+        (folder / "audit.html").write_text(render_html(report, portrait), encoding="utf-8")
     with step("manifest"):
         manifest = make_manifest(config, config_file, kernel, boot_policy, device, root, keys, host)
         (folder / FILE_NAME).write_bytes(manifest.to_bytes())

@@ -9,6 +9,7 @@ from ipe_build.audit import checks_boot, checks_disk, checks_kernel, checks_poli
 from ipe_build.audit.facts import ImageFacts
 from ipe_build.audit.findings import AuditReport, Finding, Severity
 from ipe_build.audit.outcome import Outcome
+from ipe_build.audit.printable import printable
 
 if TYPE_CHECKING:
     from ipe_build.host import Host
@@ -158,9 +159,9 @@ def checks_table() -> str:
 
 
 def audit(facts: ImageFacts, host: Host) -> AuditReport:
-    """Returns the report: every check of the table on these facts, in the table's order."""
+    """Returns the report: every check of the table on these facts, in the table's order. Names out of the image are made printable."""
     findings = [
-        Finding(check.id, check.severity, outcome.verdict, outcome.subject, outcome.why, check.hint)
+        Finding(check.id, check.severity, outcome.verdict, printable(outcome.subject), printable(outcome.why), check.hint)
         for check in CHECKS
         for outcome in check.look(facts, host)
     ]

@@ -24,9 +24,8 @@ def run(arguments: Namespace, host: Host) -> Outcome:
     """Audits, writes the reports asked for, and returns the findings; status 1 when one of severity error failed."""
     import json
 
-    from ipe_build.audit.checks import audit
     from ipe_build.audit.report import render_text
-    from ipe_build.examine import examined
+    from ipe_build.pipeline import audit_image
 
     if arguments.schema:
         from ipe_build.audit.schema import report_schema
@@ -38,14 +37,12 @@ def run(arguments: Namespace, host: Host) -> Outcome:
     for path in (arguments.html, arguments.sarif):
         if path is not None and path.exists() and not arguments.force:
             raise OutputError("exists already and is left as it is", where=str(path), hint="name another file, or say --force")
-    with examined(arguments.image, host, kernel=arguments.kernel) as facts:
-        report = audit(facts, host)
-        if arguments.html is not None:
-            from ipe_build.audit.html import render_html
-            from ipe_build.audit.portrait import portrait_of
+    report, portrait = audit_image(arguments.image, host, kernel=arguments.kernel)
+    if arguments.html is not None:
+        from ipe_build.audit.html import render_html
 
-            with host.progress.step("draw the report"):
-                _write(arguments.html, render_html(report, portrait_of(facts)), arguments.force, host)
+        with host.progress.step("draw the report"):
+            _write(arguments.html, render_html(report, portrait), arguments.force, host)
     if arguments.sarif is not None:
         from ipe_build.audit.sarif import sarif_value
 

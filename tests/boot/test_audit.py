@@ -91,7 +91,7 @@ def replaced(partition: Partition, **changes: object) -> Partition:
 
 
 def test_the_good_image_has_no_error_and_every_check_looks(image: Path, quiet: Host) -> None:
-    report = audit_image(image, quiet)
+    report = audit_image(image, quiet)[0]
     assert {one.check for one in report.findings if one.verdict is Verdict.FAIL} == OF_THE_DEMO
     assert not report.failed
     assert {one.check for one in report.findings if one.verdict is Verdict.UNKNOWN} == set()
@@ -267,7 +267,7 @@ def test_a_broken_image_is_found_by_the_check_meant_for_it(
     image: Path, quiet: Host, check: str, damage: Callable[[Path, Disk, Host], None]
 ) -> None:
     damage(image, read_disk(image), quiet)
-    report = audit_image(image, quiet)
+    report = audit_image(image, quiet)[0]
     assert check in failed(report), render_text(report)
 
 
@@ -507,6 +507,20 @@ def test_a_bad_root_filesystem_is_found(image: Path, quiet: Host, check: str, ch
     assert check in failed(judged(image, quiet, changed))
 
 
+def test_a_hostile_file_name_can_be_printed(image: Path, quiet: Host) -> None:
+    def hostile(facts: ImageFacts) -> ImageFacts:
+        assert facts.files is not None
+        place = os.fsencode(facts.files.folder) + b"/srv/\xff\x1b[2J.pem"
+        with open(place, "wb") as file:
+            file.write(b"-----BEGIN PRIVATE KEY-----\nMA==\n-----END PRIVATE KEY-----\n")
+        return facts
+
+    report = judged(image, quiet, hostile)
+    assert "private-keys" in failed(report)
+    assert "\x1b" not in render_text(report)
+    assert json.dumps(report.to_json(), ensure_ascii=False).encode()
+
+
 def test_the_same_policy_signed_again_is_still_good(image: Path, quiet: Host) -> None:
     def changed(facts: ImageFacts) -> ImageFacts:
         assert facts.files is not None
@@ -519,14 +533,14 @@ def test_the_same_policy_signed_again_is_still_good(image: Path, quiet: Host) ->
 def test_no_disk_image_at_all_is_one_finding_not_a_traceback(tmp_path: Path, quiet: Host) -> None:
     nothing = tmp_path / "nothing.raw"
     nothing.write_bytes(os.urandom(1 << 16))
-    report = audit_image(nothing, quiet)
+    report = audit_image(nothing, quiet)[0]
     assert report.failed
     assert "image-readable" in failed(report)
     assert "GPT" in render_summary(report) or "partition table" in render_summary(report)
 
 
 def test_report_as_json_counts_its_findings(image: Path, quiet: Host) -> None:
-    value = audit_image(image, quiet).to_json()
+    value = audit_image(image, quiet)[0].to_json()
     assert json.loads(json.dumps(value)) == value
     assert value["verdict"] == "pass"
     findings = value["findings"]
