@@ -11,11 +11,11 @@ from uuid import NAMESPACE_URL, UUID, uuid5
 from ipe_build.cli import Outcome
 from ipe_build.errors import InputError, UsageError
 from ipe_build.formats.cpio import CpioEntry, regular_file
+from ipe_build.formats.partition_types import PARTITION_TYPES
 from ipe_build.image.disk import Disk, DiskRequest, make_disk
 from ipe_build.image.esp import BootEntry
 from ipe_build.image.filesystem import MAKERS, FilesystemRequest, FilesystemType, make_filesystem
 from ipe_build.image.initramfs import CAPABILITIES, VERITY_OPTIONS, Compression, InitramfsRequest, OnFailure, make_initramfs
-from ipe_build.formats.partition_types import PARTITION_TYPES
 from ipe_build.image.rootfs import Entry, PathRule
 
 if TYPE_CHECKING:

@@ -339,5 +339,7 @@ ROWS: tuple[Row, ...] = (
         ("KEXEC_FILE", "y", "kexec of a file, which IPE judges (op=KEXEC_IMAGE, op=KEXEC_INITRAMFS)"),
         ("KEXEC_SIG", "y", "kernel images are checked"),
         ("KEXEC_SIG_FORCE", "y", "an unsigned kernel image is refused"),
+        ("SIGNED_PE_FILE_VERIFICATION", "y", "KEXEC_BZIMAGE_VERIFY_SIG depends on it: Authenticode signatures"),
+        ("KEXEC_BZIMAGE_VERIFY_SIG", "y", "without it KEXEC_SIG_FORCE refuses signed kernel images too"),
     ),
 )
