@@ -17,12 +17,12 @@ from uuid import UUID
 import pytest
 
 from ipe_build.errors import FormatError, InputError, OutputError, ToolMissingError
+from ipe_build.formats.partition_types import PARTITION_TYPES
 from ipe_build.formats.verity_sig import VeritySignature
 from ipe_build.host import Host
 from ipe_build.image.disk import DiskRequest, make_disk, partition_uuids, read_disk
 from ipe_build.image.esp import BootEntry, EspFile, read_esp_file
 from ipe_build.image.filesystem import FilesystemRequest, make_filesystem
-from ipe_build.formats.partition_types import PARTITION_TYPES
 from ipe_build.integrity.verity import VerityParameters, format_image
 
 DISK_UUID = UUID("00000000-0000-4000-8000-000000000001")
