@@ -51,6 +51,7 @@ TOOLS: tuple[Tool, ...] = (
     Tool("openssl", "openssl"),
     Tool("qemu-aarch64", "qemu-user"),
     Tool("qemu-system-x86_64", "qemu-system-x86"),
+    Tool("sbsign", "sbsigntool"),
     Tool("sfdisk", "fdisk"),
     Tool("shellcheck", "shellcheck"),
     Tool("softhsm2-util", "softhsm2"),

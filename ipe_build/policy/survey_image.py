@@ -15,6 +15,7 @@ from ipe_build.formats.cpio import CpioEntry, read_archives
 from ipe_build.formats.filesystem import HEAD_BYTES, filesystem_kind
 from ipe_build.formats.gpt import read_gpt
 from ipe_build.formats.kernel_compression import compression_of, unpack
+from ipe_build.formats.partition_types import PARTITION_TYPES
 from ipe_build.policy.classify import Content, classify
 from ipe_build.policy.facts import Facts
 from ipe_build.policy.survey import Entry, Survey
@@ -22,6 +23,7 @@ from ipe_build.policy.survey import Entry, Survey
 if TYPE_CHECKING:
     from ipe_build.host import Host
 
+_ROOT_TYPES = frozenset(row.root for row in PARTITION_TYPES.values())
 _INITRAMFS_MAX = 2 << 30
 _Files = Iterator[tuple[str, bool, Content]]
 
@@ -55,7 +57,7 @@ def filesystem_of(image: Path) -> str | None:
     kind = filesystem_kind(head)
     if kind is not None:
         return str(kind)
-    if head[512:520] == b"EFI PART":
+    if b"EFI PART" in (head[512:520], head[4096:4104]):
         return "disk"
     return "cpio" if head.startswith(b"07070") or compression_of(head) else None
 
@@ -101,11 +103,11 @@ _EXTRACT: dict[str, Callable[[Path, Path, Host], None]] = {
 
 @contextmanager
 def _partition(image: Path, host: Host) -> Iterator[Path]:
-    """Yields a file with the first partition of a disk that is a root filesystem."""
+    """Yields a file with the first partition of a disk that is a root filesystem; those of a root partition's type come first."""
     with image.open("rb") as disk, host.scratch() as folder:
         size = image.stat().st_size
         table = read_gpt(lambda offset, length: os.pread(disk.fileno(), length, offset), size)
-        for partition in table.partitions:
+        for partition in sorted(table.partitions, key=lambda partition: partition.type_uuid not in _ROOT_TYPES):
             out = folder / "partition"
             with out.open("wb") as handle:
                 _copy(disk.fileno(), partition.offset_bytes, min(partition.size_bytes, size - partition.offset_bytes), handle.fileno())

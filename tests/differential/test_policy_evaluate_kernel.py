@@ -20,13 +20,18 @@ from ipe_build.policy.evaluate import evaluate
 from ipe_build.policy.facts import NO_FILE, Digest, Facts
 from ipe_build.policy.learn import Knowledge, Place, learn, place_of
 from ipe_build.policy.model import Condition, Default, Policy, PolicyVersion, Rule
+from ipe_build.policy.parser import Role, parse
 from ipe_build.policy.properties import PROPERTIES, Action, Operation
+from ipe_build.policy.versions import DEFAULT_KERNEL
 from ipe_build.signing.profiles import PROFILES, root_hash_payload, sign_payload
-from tests.fixtures.policy import BOOT_POLICY, policy_signer, sign_policy, tiny_program
+from tests.fixtures.policy import BOOT_POLICY, boot, policy_signer, sign_policy, tiny_program
 
 POLICIES = 60
-NOT_REACHED = {"X509_CERT", "KEXEC_INITRAMFS"}
-"""This kernel reads certificates by path only while it boots, and with KEXEC_SIG_FORCE refuses every image before it reads an initramfs."""
+AT_BOOT = {"X509_CERT"}
+"""The kernel reads a certificate by its path only while it boots: the second test."""
+X509_PATH = "etc/keys/x509_ima.der"
+"""CONFIG_IMA_X509_PATH of the tests' kernel."""
+_INITRAMFS_TRIES = 3
 _FIRMWARE_PATH = "/sys/module/firmware_class/parameters/path"
 
 
@@ -40,12 +45,16 @@ class Subject:
 
 @dataclass(frozen=True, slots=True)
 class Try:
-    """One operation: the agent's command, the expected operation, action and rule, and whether its errno tells the decision."""
+    """One operation: its hook, the expected records (operation, action and rule of each), and whether its errno tells the decision.
+
+    `errno` is the exact one wanted where the operation succeeds, or fails for a reason that is not IPE's.
+    """
 
     tag: str
     hook: str
-    expected: tuple[str, str, str]
+    expected: tuple[tuple[str, str, str], ...]
     tells: bool
+    errno: int | None = None
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +66,8 @@ def setting(host, need, test_keys, kernel_factory, tmp_path_factory):
     kernel = kernel_factory(KernelTrust(BOOT_POLICY, (test_keys.bundle.read_bytes(),)))
     files: dict[str, bytes] = {}
     plan: list[tuple[str, ...]] = [("mkdir", f"/{name}") for name in ("t", "vs", "vu", "v5", "e")]
-    plan += [("mount", "none", "/t", "tmpfs", "rw"), ("copy", "/tiny", "/t/tiny")]
+    files |= signed_kernel(host, need, test_keys.pair("policy"), kernel.image, folder)
+    plan += [("mount", "none", "/t", "tmpfs", "rw"), ("copy", "/tiny", "/t/tiny"), ("copy", "/kernel", "/t/kernel")]
     subjects = [Subject("/tiny", Facts(boot_verified=True)), Subject("/t/tiny", Facts())]
     disks: list[Path] = []
     (folder / "root").mkdir()
@@ -85,6 +95,12 @@ def setting(host, need, test_keys, kernel_factory, tmp_path_factory):
     files["test_firmware.ko"] = sign_module(module.read_bytes(), test_keys.pair("module").signer(host), None, None, module.name)
     plan.append(("finit", "loader", "/test_firmware.ko"))
     return kernel, plan, files, disks, subjects
+
+
+def signed_kernel(host, need, pair, image: Path, folder: Path) -> dict[str, bytes]:
+    """The machine's own kernel image with an Authenticode signature of a key that it trusts, and without one."""
+    host.run([need("sbsign"), "--key", pair.key, "--cert", pair.certificate, "--output", folder / "bzImage.signed", image])
+    return {"kernel": (folder / "bzImage.signed").read_bytes(), "kernel.unsigned": image.read_bytes()}
 
 
 def _fsverity(host, need, folder: Path, tiny: bytes, signer, files: dict, plan: list, subjects: list) -> Path:
@@ -139,7 +155,7 @@ def random_policy(rng: random.Random, number: int, subjects: list[Subject]) -> P
     return Policy(b"tried", PolicyVersion(0, 1, number), tuple(rules), (Default(None, rng.choice(tuple(Action))), *defaults))
 
 
-def tries(number: int, policy: Policy, subjects: list[Subject]) -> tuple[list[tuple[str, ...]], list[Try]]:
+def tries(number: int, policy: Policy, subjects: list[Subject], rng: random.Random) -> tuple[list[tuple[str, ...]], list[Try]]:
     """The plan's commands for one active policy, and what the evaluator expects of them."""
     plan: list[tuple[str, ...]] = []
     expected: list[Try] = []
@@ -148,7 +164,19 @@ def tries(number: int, policy: Policy, subjects: list[Subject]) -> tuple[list[tu
         tag = f"{number}{letter}{index}"
         decision = evaluate(policy, op, facts)
         plan.append((words[0], tag, *words[1:]))
-        expected.append(Try(tag, hook, (op.value, decision.action.value, decision.audit_rule), tells))
+        expected.append(Try(tag, hook, ((op.value, decision.action.value, decision.audit_rule),), tells))
+
+    def add_initramfs(index: int, kernel: Subject, initramfs: Subject, signed: bool) -> None:
+        """The kernel asks for the initramfs after it took the image: allowed, and signed by a trusted key."""
+        image = evaluate(policy, Operation.KEXEC_IMAGE, kernel.facts)
+        records = [(Operation.KEXEC_IMAGE.value, image.action.value, image.audit_rule)]
+        number_wanted = errno.EACCES if image.action is Action.DENY else errno.ENODATA
+        if image.action is Action.ALLOW and signed:
+            decision = evaluate(policy, Operation.KEXEC_INITRAMFS, initramfs.facts)
+            records.append((Operation.KEXEC_INITRAMFS.value, decision.action.value, decision.audit_rule))
+            number_wanted = errno.EACCES if decision.action is Action.DENY else 0
+        plan.append(("kexec", f"{number}r{index}", kernel.path, initramfs.path))
+        expected.append(Try(f"{number}r{index}", "KERNEL_READ", tuple(records), True, number_wanted))
 
     for index, subject in enumerate(subjects):
         path, facts = subject.path, subject.facts
@@ -162,6 +190,10 @@ def tries(number: int, policy: Policy, subjects: list[Subject]) -> tuple[list[tu
         add("w", index, ("firmware", Path(path).name), "KERNEL_READ", Operation.FIRMWARE, facts, tells=False)
     add("a", 0, ("anon",), "MMAP", Operation.EXECUTE, NO_FILE)
     add("n", 0, ("init",), "KERNEL_LOAD", Operation.KMODULE, NO_FILE)
+    kernels = [Subject("/kernel", Facts(boot_verified=True)), Subject("/t/kernel", Facts())]
+    for index, initramfs in enumerate(rng.sample(subjects, _INITRAMFS_TRIES)):
+        add_initramfs(index, rng.choice(kernels), initramfs, signed=True)
+    add_initramfs(_INITRAMFS_TRIES, Subject("/kernel.unsigned", Facts(boot_verified=True)), subjects[0], signed=False)
     return plan, expected
 
 
@@ -177,7 +209,7 @@ def test_booted_kernel_decides_operations_as_the_evaluator(setting, host, test_k
         policy = random_policy(rng, number, subjects)
         files[f"p{number}"] = sign_policy(policy.to_text(), signer)
         plan.append(("activate", f"/p{number}", "tried"))
-        commands, wanted = tries(number, policy, subjects)
+        commands, wanted = tries(number, policy, subjects, rng)
         plan += commands
         expected += wanted
     answers = policy_agent(kernel.image, plan, files, disks)
@@ -189,14 +221,75 @@ def test_booted_kernel_decides_operations_as_the_evaluator(setting, host, test_k
     for row in expected:
         got = tuple((record.op, record.action, record.rule) for record in seen.get(row.tag, ()))
         hooks = {record.hook for record in seen.get(row.tag, ())}
-        denied = row.expected[1] == "DENY"
-        if got != (row.expected,) or hooks != {row.hook} or (row.tells and (status[row.tag] == errno.EACCES) is not denied):
+        denied = row.expected[-1][1] == "DENY"
+        told = not row.tells or (status[row.tag] == errno.EACCES) is denied
+        if got != row.expected or hooks != {row.hook} or not told or row.errno not in (None, status[row.tag]):
             wrong.append((row, got, status[row.tag]))
     assert not wrong, f"seed {seed}, {len(wrong)} of {len(expected)}: {wrong[:4]}"
     assert len(expected) > 2000
-    assert {row.expected[0] for row in expected} == {op.value for op in Operation} - NOT_REACHED
-    assert {row.expected[1] for row in expected} == {"ALLOW", "DENY"}
+    records = [record for row in expected for record in row.expected]
+    decisions = {(op.value, action.value) for op in Operation for action in Action if op.value not in AT_BOOT}
+    assert {(op, action) for op, action, _ in records} == decisions
+    assert sum(op == "KEXEC_INITRAMFS" for op, _, _ in records) > POLICIES // 2
     learnt(answers.audit)
+
+
+@pytest.fixture(scope="module")
+def certificate_world(host, need, test_keys, agent_content, tmp_path_factory):
+    """The agent's files with an IMA certificate that the kernel's root vouches for, and the same as an EROFS root with its hash tree."""
+    from cryptography import x509
+    from cryptography.hazmat.primitives.serialization import Encoding
+
+    folder = tmp_path_factory.mktemp("certificate")
+    certificate = x509.load_pem_x509_certificate(test_keys.pair("ima").certificate.read_bytes())
+    plan, files = [("holds", ".ima")], {X509_PATH: certificate.public_bytes(Encoding.DER)}
+    for name in ("dev", "proc", "sys"):
+        (folder / "root" / name).mkdir(parents=True)
+    for name, data in agent_content(plan, files).items():
+        path = folder / "root" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+        path.chmod(0o755)
+    image, area = folder / "root.erofs", folder / "root.verity"
+    host.run([need("mkfs.erofs"), "--quiet", "--all-root", "-T0", f"-U{'0' * 8}-0000-0000-0000-{1:012d}", image, folder / "root"])
+    return plan, files, folder, (image, area), format_image(image, area, VerityParameters(salt=b"\x5a" * 8), host)
+
+
+CERTIFICATE_RULES = {
+    "initramfs alone": (
+        "op=X509_CERT dmverity_signature=TRUE action=ALLOW\nop=X509_CERT boot_verified=TRUE dmverity_signature=FALSE action=ALLOW\n"
+    ),
+    "root alone": ("op=X509_CERT boot_verified=TRUE action=DENY\nop=X509_CERT dmverity_roothash=sha256:{root} action=ALLOW\n"),
+}
+"""Rules of boot policies, by what of the two they let the certificate come from."""
+
+
+@pytest.mark.boot
+@pytest.mark.slow
+@pytest.mark.parametrize("rules", CERTIFICATE_RULES)
+def test_booting_kernel_decides_the_certificate_of_ima_as_the_evaluator(
+    rules: str, certificate_world, host, test_keys, kernel_factory, policy_agent, tmp_path: Path
+) -> None:
+    plan, files, _, disks, tree = certificate_world
+    text = "policy_name=x509 policy_version=0.0.1\nDEFAULT action=ALLOW\nDEFAULT op=X509_CERT action=DENY\n"
+    text += CERTIFICATE_RULES[rules].format(root=tree.root_hash.hex())
+    policy = parse(text.encode(), DEFAULT_KERNEL, Role.BOOT).policy
+    assert policy is not None
+    kernel = kernel_factory(KernelTrust(text.encode(), (test_keys.bundle.read_bytes(),)))
+    table = dm_table(tree, "/dev/vdb", "/dev/vdc").to_dm_mod_create("root")
+    line = f"{table} dm-mod.waitfor=/dev/vdb,/dev/vdc root=/dev/dm-0 rootfstype=erofs ro init=/init"
+    boots = {
+        "initramfs alone": (Facts(boot_verified=True), policy_agent(kernel.image, plan, files)),
+        "root alone": (Facts(root_hash=Digest(b"sha256", tree.root_hash)), boot(kernel.image, tmp_path, disks, host, line)),
+    }
+    for origin, (facts, answers) in boots.items():
+        decision = evaluate(policy, Operation.X509_CERT, facts)
+        assert (decision.action is Action.ALLOW) is (origin == rules)
+        records = [row for rows in observed(answers.audit).values() for row in rows if row.op == "X509_CERT"]
+        assert [(row.action, row.rule, row.hook) for row in records] == [(decision.action.value, decision.audit_rule, "KERNEL_READ")], (
+            origin
+        )
+        assert answers.did("holds") == {".ima": 0 if origin == rules else errno.ENOKEY}, origin
 
 
 def learnt(audit: tuple[str, ...]) -> None:

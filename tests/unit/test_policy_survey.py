@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import gzip
+import json
 import os
+from dataclasses import replace
 from pathlib import Path
+from uuid import UUID
 
 import pytest
 
+from ipe_build.cli import main
 from ipe_build.errors import InputError
 from ipe_build.formats.cpio import directory, regular_file, write_cpio
+from ipe_build.formats.gpt import Partition, lay_out, write_gpt
+from ipe_build.formats.partition_types import PARTITION_TYPES
+from ipe_build.image.disk import DiskRequest, make_disk
+from ipe_build.image.esp import EspFile
+from ipe_build.integrity.verity import VerityParameters, format_image
 from ipe_build.policy.classify import classify
 from ipe_build.policy.facts import Digest, Facts
 from ipe_build.policy.survey import Kind, Survey, Trait
@@ -92,6 +101,67 @@ def test_image_is_surveyed_like_its_folder(root: Path, host, need, tmp_path: Pat
     found = survey(image, host, FACTS)
     assert same(found)
     assert found.filesystem == kind == filesystem_of(image)
+
+
+@pytest.mark.parametrize("sector_bytes", [512, 4096])
+def test_disk_is_surveyed_like_the_folder_of_its_root(root: Path, host, need, tmp_path: Path, capsys, sector_bytes: int) -> None:
+    for tool in ("mkfs.erofs", "fsck.erofs", "mkfs.vfat", "mcopy"):
+        need(tool)
+    image, area, disk = (tmp_path / name for name in ("root.erofs", "root.verity", "disk.img"))
+    host.run(["mkfs.erofs", "--quiet", image, root])
+    tree = format_image(image, area, VerityParameters(salt=b""), host)
+    request = DiskRequest(image, area, tree.root_hash, None, UUID(int=1), files=(EspFile("loader.conf", b"timeout 0\n"),))
+    made = make_disk(replace(request, sector_bytes=sector_bytes), disk, host)
+    assert made.esp is not None and made.root is not None and made.esp.offset_bytes < made.root.offset_bytes
+    found = survey(disk, host, FACTS)
+    assert same(found)
+    assert (found.filesystem, filesystem_of(disk)) == ("erofs", "disk")
+    policy = tmp_path / "p.pol"
+    rule = f"op=EXECUTE dmverity_roothash=sha256:{tree.root_hash.hex()} action=ALLOW"
+    policy.write_text(f"policy_name=p policy_version=1.0.0\nDEFAULT action=DENY\n{rule}\n")
+    for digest, allowed in ((tree.root_hash, 7), (bytes(32), 0)):
+        assert (
+            main(["policy", "evaluate", str(policy), "--image", str(disk), "--roothash", f"sha256:{digest.hex()}", "--json", "--quiet"])
+            == 0
+        )
+        totals = json.loads(capsys.readouterr().out)["totals"]
+        assert totals["EXECUTE"] == {"allow": allowed, "deny": 7 - allowed}
+        assert totals["KMODULE"] == {"allow": 0, "deny": 2}
+
+
+def test_disk_whose_data_comes_first_is_surveyed_by_the_partition_of_a_root_type(root: Path, host, need, tmp_path: Path) -> None:
+    for tool in ("mkfs.erofs", "fsck.erofs", "mke2fs"):
+        need(tool)
+    image, data, disk = (tmp_path / name for name in ("root.erofs", "data.ext4", "disk.img"))
+    host.run(["mkfs.erofs", "--quiet", image, root])
+    host.run(["mke2fs", "-q", "-t", "ext4", data, "2M"])
+    linux_data = UUID("0fc63daf-8483-4772-8e79-3d69d8477de4")
+
+    def written(root_type: UUID) -> Path:
+        kinds = ((linux_data, data), (root_type, image))
+        parts = [Partition(0, kind, UUID(int=number), "p", 0, path.stat().st_size) for number, (kind, path) in enumerate(kinds, 2)]
+        table = lay_out(UUID(int=1), parts)
+        with disk.open("wb") as handle:
+            handle.truncate(table.size_bytes)
+            for piece in write_gpt(table):
+                os.pwrite(handle.fileno(), piece.data, piece.offset)
+            for partition, (_, path) in zip(table.partitions, kinds, strict=True):
+                os.pwrite(handle.fileno(), path.read_bytes(), partition.offset_bytes)
+        return disk
+
+    assert same(survey(written(PARTITION_TYPES["x86-64"].root), host, FACTS))
+    assert survey(written(linux_data), host, FACTS).filesystem == "ext4"
+
+
+def test_disk_without_a_root_filesystem_is_one_error(host, tmp_path: Path) -> None:
+    table = lay_out(UUID(int=1), [Partition(0, UUID(int=3), UUID(int=2), "p", 0, 4096)])
+    disk = tmp_path / "disk.img"
+    with disk.open("wb") as handle:
+        handle.truncate(table.size_bytes)
+        for piece in write_gpt(table):
+            os.pwrite(handle.fileno(), piece.data, piece.offset)
+    with pytest.raises(InputError, match="no partition holds a root filesystem"):
+        survey(disk, host, FACTS)
 
 
 @pytest.mark.parametrize("form", ["plain", "gzip", "two"])
