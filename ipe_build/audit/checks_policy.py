@@ -240,8 +240,13 @@ def device_policy_lint(facts: ImageFacts, host: Host) -> Iterator[Outcome]:
 
 
 def device_policy_names(facts: ImageFacts, host: Host) -> Iterator[Outcome]:
-    """Looks whether two policies of the image have the same name: the second is then an update, which needs a higher version."""
-    names = [policy.display_name for policy in all_policies(facts)]
+    """Looks whether two different policies of the image have the same name: the second is then an update, which needs a higher version."""
+    if facts.kernel is None:
+        yield unknown("policy names", "the kernel could not be read")
+        return
+    texts = {one.text for one in signed_policies(facts) if one.text is not None}
+    device = (parse(text, facts.kernel.version, Role.DEVICE).policy for text in sorted(texts))
+    names = [policy.display_name for policy in (_boot_policy(facts), *device) if policy is not None]
     twice = sorted({name for name in names if names.count(name) > 1})
     for name in twice:
         yield bad(name, "is the name of more than one policy")
