@@ -72,7 +72,7 @@ class BuildSection:
     name: str = setting(
         "Name of the image: its files are called NAME.raw and so on.", check=_matches(r"[A-Za-z0-9][A-Za-z0-9._-]*", "a file name")
     )
-    profile: Profile = setting("`production` refuses test keys and other conveniences of development.", Profile.DEVELOPMENT)
+    profile: Profile = setting("`production` refuses test keys, and expired or weak certificates.", Profile.DEVELOPMENT)
     architecture: str = setting("The device's architecture.", "x86-64", check=_matches("x86-64", "x86-64 (the only one so far)"))
 
 
