@@ -38,25 +38,11 @@ from ipe_build.image.rootfs import Entry
 from ipe_build.kernel.build import Kernel
 from ipe_build.policy.parser import Role, parse
 from ipe_build.signing.certificates import pem_bundle
-from ipe_build.steps import (
-    Keys,
-    SignedPolicy,
-    SignedRoot,
-    foreseen_device_policy,
-    lint_policies,
-    make_image,
-    make_init,
-    make_kernel,
-    make_probe_entries,
-    make_rootfs,
-    make_test_keys,
-    make_verity_root,
-    open_keys,
-    policy_path,
-    render_policy,
-    sign_device_policy,
-    sign_kernel_modules,
-)
+from ipe_build.steps.disk import make_image, make_init
+from ipe_build.steps.kernel import make_kernel, sign_kernel_modules
+from ipe_build.steps.keys import Keys, make_test_keys, open_keys
+from ipe_build.steps.policies import SignedPolicy, foreseen_device_policy, lint_policies, policy_path, render_policy, sign_device_policy
+from ipe_build.steps.root import SignedRoot, make_probe_entries, make_rootfs, make_verity_root
 
 
 def audit_image(image: Path, host: Host, *, kernel: Path | None = None) -> tuple[AuditReport, Portrait]:

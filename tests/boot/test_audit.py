@@ -122,7 +122,7 @@ def break_signature(path: Path, disk: Disk, host: Host) -> None:
 
 
 def foreign_signature(path: Path, disk: Disk, host: Host) -> None:
-    from ipe_build.steps import make_test_keys
+    from ipe_build.steps.keys import make_test_keys
 
     offset = disk.root_verity_sig.offset_bytes
     stored = parse_verity_signature(path.read_bytes()[offset : offset + disk.root_verity_sig.size_bytes])
@@ -453,7 +453,7 @@ def rewritten_policy(name: str, text: bytes | None, signer_set: str = "ipe-build
     """Puts another signed policy (None: no policy at all) into the extracted root filesystem."""
 
     def change(rootfs: Path, host: Host) -> None:
-        from ipe_build.steps import make_test_keys
+        from ipe_build.steps.keys import make_test_keys
 
         policy = rootfs / "etc/ipe/ipe-policy.p7b"
         policy.unlink()
@@ -471,7 +471,7 @@ GOOD = (
 
 
 def put_private_key(rootfs: Path, host: Host) -> None:
-    from ipe_build.steps import make_test_keys
+    from ipe_build.steps.keys import make_test_keys
 
     place = rootfs / "srv/forgotten.pem"
     place.write_bytes(make_test_keys("foreign", host).pair("module").key.read_bytes())

@@ -1,0 +1,58 @@
+"""The initramfs and the disk image."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from uuid import UUID
+
+from ipe_build.config.schema import Config, OnCorruption, PolicyPlace
+from ipe_build.formats.cpio import regular_file
+from ipe_build.host import Host
+from ipe_build.image.disk import Disk, DiskRequest, make_disk
+from ipe_build.image.esp import BootEntry
+from ipe_build.image.initramfs import Compression, InitramfsRequest, OnFailure, make_initramfs
+from ipe_build.kernel.build import Kernel
+from ipe_build.steps.keys import Keys
+from ipe_build.steps.policies import SignedPolicy, policy_path
+from ipe_build.steps.root import SignedRoot, derived_uuid, signature_partition
+
+
+def make_init(config: Config, root: SignedRoot, device_policy: SignedPolicy, out: Path, host: Host) -> Path:
+    """Step 7. Returns the initramfs: ipe-init and its configuration."""
+    section = config.initramfs
+    carried = config.policy.device.place is PolicyPlace.INITRAMFS
+    corruption = {OnCorruption.EIO: (), OnCorruption.RESTART: ("restart_on_corruption",), OnCorruption.PANIC: ("panic_on_corruption",)}
+    request = InitramfsRequest(
+        root_hash=root.tree.root_hash if section.root_hash == "embedded" else None,
+        filesystem=root.filesystem.filesystem,
+        init=section.init,
+        init_from_command_line=section.init_override,
+        verity_options=corruption[section.on_corruption],
+        policies=(f"initramfs:{policy_path(config)}" if carried else policy_path(config),),
+        extra=(regular_file(policy_path(config).strip("/"), device_policy.signed, mtime=host.source_date_epoch),) if carried else (),
+        drop_capabilities=section.drop_capabilities,
+        on_failure=OnFailure(section.on_failure),
+        recovery=section.recovery,
+        compression=Compression(section.compression),
+    )
+    return make_initramfs(request, out, host).path
+
+
+def make_image(config: Config, kernel: Kernel, initramfs: Path, root: SignedRoot, keys: Keys, out: Path, host: Host) -> Disk:
+    """Step 8. Returns the disk image: EFI system partition with the boot entry, root, root-verity, root-verity-sig."""
+    section = config.disk
+    words = config.kernel.command_line.split()
+    if config.initramfs.root_hash == "command-line":
+        words.append(f"roothash={root.tree.root_hash.hex()}")
+    request = DiskRequest(
+        filesystem=root.filesystem.path,
+        hash_area=root.hash_area,
+        root_hash=root.tree.root_hash,
+        signature=signature_partition(root, keys),
+        disk_uuid=UUID(section.uuid) if section.uuid else derived_uuid(config, "disk", host),
+        entry=BootEntry(config.build.name, f"{config.build.name} ({kernel.release})", kernel.image, initramfs, " ".join(words)),
+        architecture=config.build.architecture,
+        esp_bytes=section.esp_mib << 20,
+        boot_loader=section.boot_loader,
+    )
+    return make_disk(request, out, host)

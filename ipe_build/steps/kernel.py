@@ -1,0 +1,72 @@
+"""The kernel with its trust, and its modules."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from cryptography.hazmat.primitives.serialization import Encoding
+
+from ipe_build.config.schema import Compression as ModuleCompression
+from ipe_build.config.schema import Config
+from ipe_build.errors import ConfigError
+from ipe_build.host import Host
+from ipe_build.image.rootfs import Entry
+from ipe_build.kernel.build import Kernel, build_kernel
+from ipe_build.kernel.modules import sign_modules
+from ipe_build.kernel.prebuilt import take_kernel
+from ipe_build.kernel.profiles import DEBIAN_SOURCE, kernel_request
+from ipe_build.kernel.trust import KernelTrust
+from ipe_build.policy.parser import Role
+from ipe_build.steps.keys import Keys
+from ipe_build.steps.policies import properties_of
+
+_MODULE_SUFFIX = {ModuleCompression.NONE: "none", ModuleCompression.GZIP: "gz", ModuleCompression.XZ: "xz", ModuleCompression.ZSTD: "zst"}
+
+
+def make_kernel(config: Config, boot_policy: bytes, device_policy: bytes, keys: Keys, config_file: Path, host: Host) -> Kernel:
+    """Step 2. Returns the kernel with boot policy and certificates linked in (from the cache where it was built), or the named one."""
+    section = config.kernel
+    request = kernel_request(
+        section.source or DEBIAN_SOURCE,
+        board=section.board,
+        features=section.features,
+        properties=properties_of(boot_policy, Role.BOOT) | properties_of(device_policy, Role.DEVICE),
+        filesystem=config.rootfs.filesystem,
+        module_compression=config.modules.compression,
+        base=section.base,
+        fragments=section.fragments,
+    )
+    trust = KernelTrust(boot_policy, tuple(one.public_bytes(Encoding.DER) for one in keys.trusted))
+    if section.image is not None:
+        return take_kernel(section.image, section.config, section.modules, request, trust, host)
+    if section.source is None:
+        raise ConfigError(
+            "wanted a kernel: `source`, or an `image` that is built already",
+            where=f"{config_file}: [kernel] source",
+            hint=f"{DEBIAN_SOURCE} is what Debian's linux-source-6.12 installs",
+        )
+    return build_kernel(request, trust, host)
+
+
+def sign_kernel_modules(config: Config, kernel: Kernel, keys: Keys, folder: Path, host: Host) -> tuple[Entry, ...]:
+    """Step 3. Returns the signed modules, and the indexes that modprobe reads, as entries of the root filesystem."""
+    place = config.rootfs.modules.strip("/") if config.rootfs.modules else ""
+    if not place or kernel.modules_folder is None or not kernel.modules:
+        return ()
+    tree = folder / "lib/modules" / kernel.release
+    sign_modules(
+        kernel.modules,
+        keys.module,
+        host,
+        digest_name=config.modules.digest,
+        compression=_MODULE_SUFFIX[config.modules.compression],
+        out=tree,
+        root=kernel.modules_folder,
+    )
+    for name in ("modules.order", "modules.builtin", "modules.builtin.modinfo"):
+        if (kernel.modules_folder / name).is_file():
+            shutil.copyfile(kernel.modules_folder / name, tree / name)
+    host.run(["depmod", "--basedir", folder, kernel.release])
+    files = sorted(path for path in tree.rglob("*") if path.is_file())
+    return tuple(Entry.file(f"{place}/{kernel.release}/{path.relative_to(tree).as_posix()}", path) for path in files)
