@@ -38,6 +38,11 @@ class Need(StrEnum):
     PROBES = "probes"
     IMA = "ima"
     KEXEC = "kexec"
+    TPM = "tpm"
+    IMA_ENFORCED = "ima-enforced"
+    EVM = "evm"
+    TRUSTED_KEYS_TPM = "trusted-keys-tpm"
+    TRUSTED_KEYS_TEE = "trusted-keys-tee"
 
 
 class Row(NamedTuple):
@@ -341,5 +346,44 @@ ROWS: tuple[Row, ...] = (
         ("KEXEC_SIG_FORCE", "y", "an unsigned kernel image is refused"),
         ("SIGNED_PE_FILE_VERIFICATION", "y", "KEXEC_BZIMAGE_VERIFY_SIG depends on it: Authenticode signatures"),
         ("KEXEC_BZIMAGE_VERIFY_SIG", "y", "without it KEXEC_SIG_FORCE refuses signed kernel images too"),
+    ),
+    *_rows(
+        Need.TPM,
+        ("ACPI", "y", "the TPM and the firmware's event log are found through it"),
+        ("SECURITYFS", "y", "the event log is read at securityfs/tpm0/binary_bios_measurements"),
+        ("TCG_TPM", "y", "TPM 2.0: measured boot, and what a remote verifier asks it"),
+        ("TCG_TIS", "y", "TPMs behind the FIFO interface"),
+        ("TCG_CRB", "y", "TPMs behind the CRB interface"),
+    ),
+    *_rows(
+        Need.IMA_ENFORCED,
+        ("IMA_APPRAISE_BOOTPARAM", "n", "ima_appraise=off, fix or log on the command line would switch appraisal off"),
+        ("IMA_APPRAISE_MODSIG", "y", "policies may accept the signature appended to a module: appraise_type=imasig|modsig"),
+    ),
+    *_rows(
+        Need.EVM,
+        ("INTEGRITY", "y", "the menu of integrity modules"),
+        ("INTEGRITY_SIGNATURE", "y", "portable signatures in security.evm"),
+        ("INTEGRITY_ASYMMETRIC_KEYS", "y", "certificates in the .evm keyring"),
+        ("INTEGRITY_TRUSTED_KEYRING", "y", ".evm takes only certificates that a built-in one vouches for"),
+        ("ENCRYPTED_KEYS", "y", "EVM depends on it: the HMAC key is an encrypted key"),
+        ("EVM", "y", "checks security.evm: owner, mode and the other security attributes cannot be changed offline"),
+        ("EVM_ATTR_FSUUID", "y", "an HMAC of one filesystem is not valid on another"),
+        ("EVM_LOAD_X509", "y", "loads a certificate at boot"),
+        ("EVM_X509_PATH", "/etc/keys/x509_evm.der", "where that certificate is"),
+    ),
+    *_rows(
+        Need.TRUSTED_KEYS_TPM,
+        ("ENCRYPTED_KEYS", "y", "keys that lie on disk encrypted under a trusted key"),
+        ("TRUSTED_KEYS", "y", "keys that only this device can unseal"),
+        ("TRUSTED_KEYS_TPM", "y", "trusted.source=tpm: the TPM seals them"),
+    ),
+    *_rows(
+        Need.TRUSTED_KEYS_TEE,
+        ("ENCRYPTED_KEYS", "y", "keys that lie on disk encrypted under a trusted key"),
+        ("TEE", "y", "trusted execution environments"),
+        ("OPTEE", "y", "OP-TEE (Arm: depends on HAVE_ARM_SMCCC)"),
+        ("TRUSTED_KEYS", "y", "keys that only this device can unseal"),
+        ("TRUSTED_KEYS_TEE", "y", "trusted.source=tee: OP-TEE's trusted application seals them"),
     ),
 )

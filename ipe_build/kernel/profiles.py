@@ -46,6 +46,9 @@ BRINGS: Mapping[Need, tuple[Need, ...]] = MappingProxyType(
         Need.MODULES_XZ: (Need.MODULES,),
         Need.MODULES_ZSTD: (Need.MODULES,),
         Need.IMA: (Need.SECONDARY_KEYRING,),
+        Need.IMA_ENFORCED: (Need.IMA,),
+        Need.EVM: (Need.IMA,),
+        Need.TRUSTED_KEYS_TPM: (Need.TPM,),
         Need.PROBES: (
             Need.MODULES,
             Need.EROFS,
