@@ -113,13 +113,15 @@ def boot(
     kernel: DirectKernel | None = None,
     patches: Sequence[Patch] = (),
     extra_disk: Path | None = None,
+    devices: Sequence[str] = (),
     stop_at: str | None = None,
     cancelled: Callable[[], bool] = lambda: False,
 ) -> Boot:
     """Returns what one boot of the raw image `disk` printed. The machine is killed when its time is up or we are interrupted.
 
-    `extra_disk` (raw, read-only) becomes a second disk. `stop_at` is a regular expression: the machine is stopped `GRACE_S` after the
-    console matched it, unless it powers off before; at once when `cancelled` says so. Without `kernel` the machine boots from firmware.
+    `extra_disk` (raw, read-only) becomes a second disk; `devices` are more of QEMU's options, such as a TPM's (`boot.tpm`).
+    `stop_at` is a regular expression: the machine is stopped `GRACE_S` after the console matched it, unless it powers off before; at once
+    when `cancelled` says so. Without `kernel` the machine boots from firmware.
     Raises: InputError, ToolMissingError, ToolFailedError (QEMU itself failed).
     """
     row = _row(machine)
@@ -129,7 +131,7 @@ def boot(
         _lay_disk(disk, patches, folder)
         console = folder / "console"
         console.touch()
-        argv = _command(row, machine, folder, kernel, extra_disk)
+        argv = [*_command(row, machine, folder, kernel, extra_disk), *devices]
         watch = _Watch(console, machine.timeout_s, stop_at, cancelled)
         started = time.monotonic()
         host.run(argv, cwd=folder, stop_when=watch)
