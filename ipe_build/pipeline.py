@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -31,18 +33,22 @@ from ipe_build.boot.probe_disk import PolicyMaterial
 from ipe_build.boot.prove import BootRequest, boot_image
 from ipe_build.boot.qemu import Machine
 from ipe_build.config.schema import Config, PolicyPlace
+from ipe_build.errors import SignaturePendingError
 from ipe_build.examine import examined
 from ipe_build.host import Host
 from ipe_build.host.progress import human_bytes
 from ipe_build.image.rootfs import Entry
 from ipe_build.kernel.build import Kernel
 from ipe_build.policy.parser import Role, parse
+from ipe_build.signing.backends.plan import PlanSigner
 from ipe_build.signing.certificates import pem_bundle
+from ipe_build.signing.pending import Pending
 from ipe_build.steps.disk import make_image, make_init
 from ipe_build.steps.kernel import make_kernel, sign_kernel_modules
 from ipe_build.steps.keys import Keys, make_test_keys, open_keys
 from ipe_build.steps.policies import SignedPolicy, foreseen_device_policy, lint_policies, policy_path, render_policy, sign_device_policy
-from ipe_build.steps.root import SignedRoot, make_probe_entries, make_rootfs, make_verity_root
+from ipe_build.steps.root import SignedRoot, VerityRoot, make_probe_entries, make_rootfs, make_verity_root, sign_root
+from ipe_build.steps.unfinished import Unfinished, root_key
 
 
 def audit_image(image: Path, host: Host, *, kernel: Path | None = None) -> tuple[AuditReport, Portrait]:
@@ -103,6 +109,7 @@ def _certificate_sha256(certificate: x509.Certificate) -> bytes:
 def prove(config: Config, disk: Path, device: SignedPolicy, keys: Keys, modules: bool, host: Host) -> Evidence:
     """Step 11. Returns what was seen when the image and its damaged copies were booted in QEMU."""
     foreign = make_test_keys("foreign", host)
+    is_here = not isinstance(keys.policy, PlanSigner)
     request = BootRequest(
         disk=disk,
         machine=Machine(
@@ -114,7 +121,7 @@ def prove(config: Config, disk: Path, device: SignedPolicy, keys: Keys, modules:
         ),
         application=config.boot.application,
         interpreter=config.boot.interpreter,
-        policy=PolicyMaterial(device.text, keys.policy, foreign.pair("policy").signer(host)),
+        policy=PolicyMaterial(device.text, keys.policy, foreign.pair("policy").signer(host)) if is_here else None,
         foreign=foreign.pair("verity").signer(host),
         modules=modules,
         dropped_capabilities=frozenset(config.initramfs.drop_capabilities),
@@ -155,76 +162,135 @@ class BuildResult:
         return "\n".join([*lines, render_summary(self.audit), f"root hash  {self.root_hash.hex()}", f"output     {self.folder}"])
 
 
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One run: what to build, the folder that its files go to, and whether it is booted."""
+
+    config: Config
+    config_file: Path
+    folder: Path
+    host: Host
+    prove_it: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Ground:
+    """What is there once the verity root is made; only what depends on its root hash comes after. `device` None: the policy does too."""
+
+    keys: Keys
+    boot_policy: bytes
+    kernel: Kernel
+    modules: bool
+    device: SignedPolicy | None
+    root: VerityRoot
+
+
 def build(config: Config, config_file: Path, output: Path, host: Host, *, prove_it: bool = True) -> BuildResult:
     """Returns the result of the whole flow; its files replace those of an earlier build in `output` in one step.
 
-    A build whose audit or proof failed does not replace the last good one: it lies beside it, in OUTPUT.failed.
-    Raises: IpeBuildError of the step that could not be done; then nothing was changed.
+    A build whose audit or proof failed does not replace the last good one: it lies beside it, in OUTPUT.failed. One that waits for
+    signatures from elsewhere leaves its root in OUTPUT.unfinished, where the next run goes on.
+    Raises: IpeBuildError of the step that could not be done; then nothing else was changed.
     """
     output = output.absolute()
     output.parent.mkdir(parents=True, exist_ok=True)
     host.check_output_directory(output, marker=FILE_NAME)
+    unfinished = Unfinished.of(output)
     with host.progress.step(f"build {config.build.name}"), host.scratch(".ipe-build-", beside=output) as folder:
-        root_hash, report, evidence = _build_into(folder, config, config_file, host, prove_it=prove_it)
+        job = Job(config, config_file, folder, host, prove_it)
+        with _ground(job, unfinished) as ground:
+            root_hash, report, evidence = _build_on(ground, job)
         ok = not report.failed and (evidence is None or evidence.as_expected)
         place = output if ok else output.with_name(f"{output.name}.failed")
         with host.output_directory(place, marker=FILE_NAME) as finished:
             for path in folder.iterdir():
                 path.rename(finished / path.name)
+    unfinished.forget()
     return BuildResult(place, root_hash, report, evidence)
 
 
-def _build_into(
-    folder: Path, config: Config, config_file: Path, host: Host, *, prove_it: bool
-) -> tuple[bytes, AuditReport, Evidence | None]:
-    """Runs the steps in order, each into `folder`; returns the root hash, the audit's report and the evidence."""
-    step = host.progress.step
-    name = config.build.name
+@contextmanager
+def _ground(job: Job, unfinished: Unfinished) -> Iterator[Ground]:
+    """Yields what there is once the verity root is made (or taken from an unfinished build); keeps the root when signatures are missing."""
+    config, folder, host = job.config, job.folder, job.host
+    step, pending = host.progress.step, Pending()
+    device: SignedPolicy | None = None
+    modules: tuple[Entry, ...] = ()
+    probes: tuple[Entry, ...] = ()
     with step("keys"):
-        keys = open_keys(config, config_file, host)
+        keys = open_keys(config, job.config_file, host)
         (folder / "certificates.pem").write_bytes(pem_bundle(keys.trusted))
     with step("policies"):
-        boot_policy = render_policy(config.policy.boot, Role.BOOT, config_file)
-        foreseen = foreseen_device_policy(config, config_file)
-        in_root = config.policy.device.place is PolicyPlace.ROOT
-        device = sign_device_policy(foreseen, keys) if in_root else None
+        boot_policy = render_policy(config.policy.boot, Role.BOOT, job.config_file)
+        foreseen = foreseen_device_policy(config, job.config_file)
+        if config.policy.device.place is PolicyPlace.ROOT:
+            with pending.later():
+                device = sign_device_policy(foreseen, keys)
     with step("kernel"):
-        built = make_kernel(config, boot_policy, foreseen, keys, config_file, host)
+        built = make_kernel(config, boot_policy, foreseen, keys, job.config_file, host)
         lint_policies(config, boot_policy, foreseen, built, host)
         kernel = replace(built, image=copy_to(built.image, folder / "vmlinuz"), config=copy_to(built.config, folder / "kernel.config"))
     with host.scratch() as scratch:
-        with step(f"modules ({len(kernel.modules)})"):
+        with step(f"modules ({len(kernel.modules)})"), pending.later():
             modules = sign_kernel_modules(config, kernel, keys, scratch, host)
-        with step(f"root filesystem ({config.rootfs.filesystem})"):
-            more = (*modules, *make_probe_entries(config, kernel, keys, host))
-            if device is not None:
-                more = (*more, Entry.file(policy_path(config).strip("/"), device.signed))
-            filesystem = make_rootfs(config, more, folder / f"{name}.{config.rootfs.filesystem}", host)
-    with step(f"verity ({human_bytes(filesystem.size_bytes)})"):
-        root = make_verity_root(config, filesystem, keys, host)
-    if device is None:
-        pinned = (root.tree.parameters.hash_name, root.tree.root_hash)
-        device = sign_device_policy(render_policy(config.policy.device, Role.DEVICE, config_file, pinned), keys)
-    (folder / f"{config.policy.boot.name}.pol").write_bytes(boot_policy)
+        with pending.later():
+            probes = make_probe_entries(config, kernel, keys, host)
+        pending.stop()
+        policies = (Entry.file(policy_path(config).strip("/"), device.signed),) if device is not None else ()
+        more = (*modules, *probes, *policies)
+        key = root_key(config, more, host)
+        root = unfinished.take(key, folder / f"{config.build.name}.{config.rootfs.filesystem}") or _make_root(more, job)
+    try:
+        yield Ground(keys, boot_policy, kernel, bool(modules), device, root)
+    except SignaturePendingError:
+        unfinished.keep(key, root, host)
+        raise
+
+
+def _make_root(more: tuple[Entry, ...], job: Job) -> VerityRoot:
+    """Returns the root filesystem, with `more` in it, and its hash tree."""
+    config, host = job.config, job.host
+    with host.progress.step(f"root filesystem ({config.rootfs.filesystem})"):
+        filesystem = make_rootfs(config, more, job.folder / f"{config.build.name}.{config.rootfs.filesystem}", host)
+    with host.progress.step(f"verity ({human_bytes(filesystem.size_bytes)})"):
+        return make_verity_root(config, filesystem, host)
+
+
+def _build_on(ground: Ground, job: Job) -> tuple[bytes, AuditReport, Evidence | None]:
+    """Runs the steps that follow from the root hash; returns it, the audit's report and the evidence."""
+    config, folder, host = job.config, job.folder, job.host
+    step, keys, kernel, device = host.progress.step, ground.keys, ground.kernel, ground.device
+    pending, signed = Pending(), None
+    with step("signatures over the root hash"):
+        with pending.later():
+            signed = sign_root(ground.root, keys)
+        if device is None:
+            pinned = (ground.root.tree.parameters.hash_name, ground.root.tree.root_hash)
+            with pending.later():
+                device = sign_device_policy(render_policy(config.policy.device, Role.DEVICE, job.config_file, pinned), keys)
+        pending.stop()
+    assert signed is not None
+    assert device is not None
+    (folder / f"{config.policy.boot.name}.pol").write_bytes(ground.boot_policy)
     (folder / f"{config.policy.device.name}.pol").write_bytes(device.text)
     (folder / f"{config.policy.device.name}.p7b").write_bytes(device.signed)
     with step("initramfs"):
-        initramfs = make_init(config, root, device, folder / "initrd", host)
+        initramfs = make_init(config, signed, device, folder / "initrd", host)
     with step("disk image"):
-        disk = make_image(config, kernel, initramfs, root, keys, folder / f"{name}.raw", host)
+        disk = make_image(config, kernel, initramfs, signed, keys, folder / f"{config.build.name}.raw", host)
     with step("audit"):
         report, portrait = audit_image(disk.path, host)
         _write_json(folder / "audit.json", report.to_json())
         (folder / "audit.html").write_text(render_html(report, portrait), encoding="utf-8")
     with step("manifest"):
-        manifest = make_manifest(config, config_file, kernel, boot_policy, device, root, keys, host)
+        manifest = make_manifest(config, job.config_file, kernel, ground.boot_policy, device, signed, keys, host)
         (folder / FILE_NAME).write_bytes(manifest.to_bytes())
-    if not (prove_it and config.boot.probes) or report.failed:
-        return root.tree.root_hash, report, None
+    if not (job.prove_it and config.boot.probes) or report.failed:
+        return signed.tree.root_hash, report, None
     with step("boot and probe"):
-        evidence = prove(config, disk.path, device, keys, bool(modules), host)
+        evidence = prove(config, disk.path, device, keys, ground.modules, host)
         _write_json(folder / "evidence.json", evidence_value(evidence))
-    return root.tree.root_hash, report, evidence
+    return signed.tree.root_hash, report, evidence
 
 
 def _write_json(path: Path, value: object) -> None:

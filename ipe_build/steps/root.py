@@ -27,12 +27,18 @@ PROBE_MODULE = "dummy.ko"
 
 
 @dataclass(frozen=True, slots=True)
-class SignedRoot:
-    """A verity root: filesystem, tree, and the root hash's detached signature."""
+class VerityRoot:
+    """A verity root before its root hash is signed."""
 
     filesystem: FilesystemImage
     hash_area: Path
     tree: VerityTree
+
+
+@dataclass(frozen=True, slots=True)
+class SignedRoot(VerityRoot):
+    """A verity root: filesystem, tree, and the root hash's detached signature."""
+
     signature: bytes
 
 
@@ -86,8 +92,8 @@ def make_rootfs(config: Config, more: tuple[Entry, ...], out: Path, host: Host) 
     return make_filesystem(request, out, host)
 
 
-def make_verity_root(config: Config, filesystem: FilesystemImage, keys: Keys, host: Host) -> SignedRoot:
-    """Step 5. Returns the verity root; its sidecars `.verity`, `.roothash`, `.roothash.p7s` and `.verity-sig` lie beside the image."""
+def make_verity_root(config: Config, filesystem: FilesystemImage, host: Host) -> VerityRoot:
+    """Step 5. Returns the verity root; its hash tree lies beside the image, in `.verity`."""
     section = config.verity
     parameters = VerityParameters(
         hash_name=section.hash,
@@ -96,16 +102,19 @@ def make_verity_root(config: Config, filesystem: FilesystemImage, keys: Keys, ho
         data_block_size=section.data_block_size,
         hash_block_size=section.hash_block_size,
     )
-    image = filesystem.path
-    hash_area = image.with_name(f"{image.name}.verity")
-    tree = format_image(image, hash_area, parameters, host)
-    payload = root_hash_payload(tree.root_hash)
-    signature = sign_payload(PROFILES["dm-verity-root-hash"], payload, keys.verity)
+    hash_area = filesystem.path.with_name(f"{filesystem.path.name}.verity")
+    return VerityRoot(filesystem, hash_area, format_image(filesystem.path, hash_area, parameters, host))
+
+
+def sign_root(root: VerityRoot, keys: Keys) -> SignedRoot:
+    """Step 6. Returns the root, its root hash signed; `.roothash`, `.roothash.p7s` and `.verity-sig` lie beside the image."""
+    image = root.filesystem.path
+    payload = root_hash_payload(root.tree.root_hash)
+    signed = SignedRoot(root.filesystem, root.hash_area, root.tree, sign_payload(PROFILES["dm-verity-root-hash"], payload, keys.verity))
     image.with_name(f"{image.name}.roothash").write_bytes(payload + b"\n")
-    image.with_name(f"{image.name}.roothash.p7s").write_bytes(signature)
-    root = SignedRoot(filesystem, hash_area, tree, signature)
-    image.with_name(f"{image.name}.verity-sig").write_bytes(signature_partition(root, keys))
-    return root
+    image.with_name(f"{image.name}.roothash.p7s").write_bytes(signed.signature)
+    image.with_name(f"{image.name}.verity-sig").write_bytes(signature_partition(signed, keys))
+    return signed
 
 
 def signature_partition(root: SignedRoot, keys: Keys) -> bytes:
