@@ -49,6 +49,7 @@ TOOLS: tuple[Tool, ...] = (
     Tool("mkfs.vfat", "dosfstools"),
     Tool("mksquashfs", "squashfs-tools"),
     Tool("openssl", "openssl"),
+    Tool("osslsigncode", "osslsigncode"),
     Tool("qemu-aarch64", "qemu-user"),
     Tool("qemu-system-x86_64", "qemu-system-x86"),
     Tool("sbsign", "sbsigntool"),
