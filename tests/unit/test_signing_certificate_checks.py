@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from pathlib import Path
 
 import pytest
 from cryptography import x509
@@ -11,6 +13,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import dsa, ec, rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from ipe_build.host import Host
 from ipe_build.signing.certificate_checks import CHECKS, Severity, check_certificate
 from ipe_build.signing.certificates import KeySet
 from ipe_build.signing.loading import load_certificate, load_certificates
@@ -123,6 +126,29 @@ def test_certificate_reached_only_through_its_issuer_is_warned_about(test_keys: 
 
 def test_foreign_certificate_is_not_trusted(test_keys: KeySet, foreign_keys: KeySet) -> None:
     assert _rules(load_certificate(foreign_keys.pair("policy").certificate), bundle=load_certificates(test_keys.bundle)) == {"not-trusted"}
+
+
+def test_certificate_signed_with_sha1_is_weak(tmp_path: Path, host: Host, need: Callable[[str], Path]) -> None:
+    """`cryptography` makes none, so OpenSSL does; its SHA-256 twin is not weak."""
+    found = {}
+    for digest in ("sha1", "sha256"):
+        words = [
+            "-newkey",
+            "rsa:3072",
+            "-nodes",
+            "-keyout",
+            tmp_path / "k.pem",
+            "-subj",
+            "/CN=TEST",
+            "-days",
+            "1",
+            "-out",
+            tmp_path / "c.pem",
+        ]
+        host.run([need("openssl"), "req", "-x509", f"-{digest}", *words])
+        found[digest] = _rules(load_certificate(tmp_path / "c.pem"))
+    assert "weak-hash" in found["sha1"]
+    assert "weak-hash" not in found["sha256"]
 
 
 def test_errors_come_before_warnings() -> None:
