@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from ipe_build.errors import SigningKeyError
 from ipe_build.host import Host
 from ipe_build.host.cache import cache_key
 from ipe_build.signing.backends import open_signer
+from ipe_build.signing.backends.plan import PlanSigner
 from ipe_build.signing.certificate_checks import Severity, check_certificate
 from ipe_build.signing.certificates import KeySet, create_keys, load_keys
 from ipe_build.signing.loading import load_certificates
@@ -72,7 +73,8 @@ def _open_signer(role: str, section: KeySection | None, test: KeySet | None, con
     uri = section.key
     if uri.startswith("file:") and not uri.startswith("file:/"):
         uri = f"file:{config_file.absolute().parent}/{uri.removeprefix('file:')}"
-    return open_signer(uri, section.certificate, host)
+    signer = open_signer(uri, section.certificate, host)
+    return replace(signer, purpose=role) if isinstance(signer, PlanSigner) else signer
 
 
 def _unique(certificates: Iterable[x509.Certificate]) -> tuple[x509.Certificate, ...]:

@@ -44,6 +44,7 @@ def _answer(folder: Path, keys: KeySet, host: Host) -> list[str]:
         value = json.loads(request.read_text())
         if "answer" in value and not (folder / value["answer"]).exists():
             role = by_subject[value["subject"]]
+            assert value["purpose"] == role
             argv = ["openssl", "pkeyutl", "-sign", "-inkey", keys.pair(role).key, "-pkeyopt", f"digest:{value['digest_name']}"]
             host.run([*argv, "-in", request.with_suffix(".digest"), "-out", folder / value["answer"]])
             asked.append(role)

@@ -33,12 +33,13 @@ _LARGEST_CARRIED = 64 * 1024
 
 @dataclass(frozen=True, slots=True)
 class PlanSigner:
-    """A folder of requests and answers. Satisfies `Signer`."""
+    """A folder of requests and answers. Satisfies `Signer`. `purpose` says in the requests what the signatures are for."""
 
     certificate: x509.Certificate
     folder: Path
     host: Host
     survives_fork: bool = True
+    purpose: str = ""
 
     def sign(self, message: bytes, digest_name: str) -> bytes:
         """Returns the answer for this message, checked. Raises: SignaturePendingError after writing the request; KeyMismatchError."""
@@ -51,6 +52,7 @@ class PlanSigner:
             return check_result(answer.read_bytes(), message, digest_name, self.certificate, str(answer))
         carried = len(message) <= _LARGEST_CARRIED or not algorithm.prehashed
         request = {
+            "purpose": self.purpose,
             "algorithm": algorithm.name,
             "digest_name": digest_name,
             "digest": digest.hex(),
@@ -64,7 +66,8 @@ class PlanSigner:
         for suffix, data in ((".digest", digest), (".json", text.encode())):
             with self.host.output(self.folder / f"{name}{suffix}", force=True, flush=False) as temporary:
                 temporary.write_bytes(data)
-        message_text = f"a signature by {request['subject']!r} is wanted"
+        what = f" ({self.purpose})" if self.purpose else ""
+        message_text = f"a signature by {request['subject']!r} is wanted{what}"
         where = str(self.folder / f"{name}.json")
         raise SignaturePendingError(message_text, where=where, hint=f"put it into {answer}, run again")
 
