@@ -10,6 +10,7 @@ import stat
 import struct
 from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
+from uuid import UUID
 
 from ipe_build.errors import FormatError
 
@@ -30,12 +31,20 @@ ReadAt = Callable[[int, int], bytes]
 """`read_at(offset, length)` returns that many bytes of the image, fewer only at its end."""
 
 
+def device_number(raw: int) -> tuple[int, int]:
+    """Returns major and minor of the kernel's 32-bit form of a device number. Source: include/linux/kdev_t.h (new_decode_dev)."""
+    return (raw & 0xFFF00) >> 8, (raw & 0xFF) | ((raw >> 12) & 0xFFF00)
+
+
 class CompressedError(FormatError):
     """The image has compressed files, or its data on other devices; those are not read here."""
 
 
 class ErofsInode(NamedTuple):
-    """A file of the image. `pieces` say where its content lies: (offset in the image, -1 for zeros; length in bytes), in order."""
+    """A file of the image. `pieces` say where its content lies: (offset in the image, -1 for zeros; length in bytes), in order.
+
+    `rdev` is a device's (major, minor). Read with `metadata_only`, a compressed file has no pieces.
+    """
 
     number: int
     mode: int
@@ -44,13 +53,17 @@ class ErofsInode(NamedTuple):
     size_bytes: int
     pieces: tuple[tuple[int, int], ...]
     xattrs: Mapping[str, bytes]
+    rdev: tuple[int, int] = (0, 0)
 
 
 class Erofs:
-    """An EROFS image. Raises: FormatError from all of it; CompressedError where something would have to be unpacked."""
+    """An EROFS image. Raises: FormatError from all of it; CompressedError where something would have to be unpacked.
 
-    def __init__(self, read_at: ReadAt, size_bytes: int) -> None:
-        self._read_at, self._size = read_at, size_bytes
+    With `metadata_only` compressed files are no error: names, modes, owners and attributes are there, contents are not.
+    """
+
+    def __init__(self, read_at: ReadAt, size_bytes: int, *, metadata_only: bool = False) -> None:
+        self._read_at, self._size, self._metadata_only = read_at, size_bytes, metadata_only
         raw = read_at(SUPERBLOCK_AT, _SUPERBLOCK.size)
         if len(raw) < _SUPERBLOCK.size or raw[:4] != MAGIC:
             raise FormatError(f"wanted the magic e2 e1 f5 e0, got {raw[:4].hex(' ')}", where="EROFS: offset 0x400")
@@ -61,6 +74,17 @@ class Erofs:
         if not 9 <= self._bits <= 16 or self._dir_bits > 4:
             raise FormatError(f"wanted blocks of 512 to 65536 bytes, got 2^{self._bits}", where="EROFS: offset 0x40c")
         self._block = 1 << self._bits
+        self.uuid, self.build_time, self.incompatible = UUID(bytes=fields[12]), fields[7], fields[14]
+
+    @property
+    def is_compressed(self) -> bool:
+        """Returns whether files may be compressed (LZ4 with zeros in front, or a table of compressors)."""
+        return bool(self.incompatible & 0x3)
+
+    @property
+    def root(self) -> ErofsInode:
+        """Returns the inode of the root folder, which `walk` leaves out."""
+        return self.inode(self._root)
 
     def walk(self) -> Iterator[tuple[bytes, ErofsInode]]:
         """Yields path (without a slash in front) and inode of everything below the root, folders before what is in them."""
@@ -103,11 +127,14 @@ class Erofs:
         else:
             size = 0
         xattrs = self._xattrs(behind - xattr_bytes, xattr_bytes) if xattr_bytes else {}
-        return ErofsInode(number, mode, uid, gid, size, pieces, xattrs)
+        is_device = stat.S_ISCHR(mode) or stat.S_ISBLK(mode)
+        return ErofsInode(number, mode, uid, gid, size, pieces, xattrs, device_number(union) if is_device else (0, 0))
 
     def _pieces(self, layout: int, number: int, size: int, union: int, behind: int) -> tuple[tuple[int, int], ...]:
         """Returns where a file's content lies."""
         if layout in (_COMPRESSED_FULL, _COMPRESSED_COMPACT):
+            if self._metadata_only:
+                return ()
             raise CompressedError(f"inode {number} is compressed", where="EROFS")
         if layout == _CHUNKS:
             return self._chunks(number, size, union, behind)

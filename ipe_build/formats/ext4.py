@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
 
 from ipe_build.errors import FormatError
+from ipe_build.formats.erofs import device_number
 
 ReadAt = Callable[[int, int], bytes]
 """`read_at(offset, length)` returns that many bytes of the image, fewer only at its end."""
@@ -40,7 +41,7 @@ class Ext4Inode(NamedTuple):
     """A file of the image. `pieces`: (offset in the image, -1 for zeros; length in bytes) in order, up to `size_bytes`.
 
     `behind` are the pieces past the end (place in the file, offset, length): where fs-verity keeps its tree and descriptor.
-    `target` is a symbolic link's when it is stored in the inode itself, else None.
+    `target` is a symbolic link's when it is stored in the inode itself, else None. `rdev` is a device's (major, minor).
     """
 
     number: int
@@ -53,6 +54,7 @@ class Ext4Inode(NamedTuple):
     behind: tuple[tuple[int, int, int], ...]
     target: bytes | None
     xattrs: Mapping[str, bytes]
+    rdev: tuple[int, int] = (0, 0)
 
 
 class Ext4:
@@ -80,6 +82,9 @@ class Ext4:
         self._descriptors_at = (number(20, 4) + 1) * self._block
         self._tables: dict[int, int] = {}
         self._extents = 0
+        self.blocks = number(4, 4) | (number(0x150, 4) << 32 if incompatible & _64BIT else 0)
+        self.free_blocks = number(12, 4) | (number(0x158, 4) << 32 if incompatible & _64BIT else 0)
+        self.needs_recovery = bool(incompatible & 0x4)
 
     @property
     def block_bytes(self) -> int:
@@ -129,7 +134,9 @@ class Ext4:
         else:
             size = 0
         uid, gid = field(2, 2) | field(120, 2) << 16, field(24, 2) | field(122, 2) << 16
-        return Ext4Inode(number, mode, uid, gid, size, flags, pieces, behind, target, self._xattrs(raw, number))
+        old, new = (field(40, 4), field(44, 4)) if stat.S_ISCHR(mode) or stat.S_ISBLK(mode) else (0, 0)
+        rdev = ((old >> 8) & 0xFF, old & 0xFF) if old else device_number(new)
+        return Ext4Inode(number, mode, uid, gid, size, flags, pieces, behind, target, self._xattrs(raw, number), rdev)
 
     def verity_descriptor(self, inode: Ext4Inode) -> bytes:
         """Returns the descriptor of a verity file and the signature behind it. Source: fs/ext4/verity.c (ext4_get_verity_descriptor_…)."""
