@@ -30,21 +30,28 @@ _LZOP_FILTER = 0x800
 _LZ4_MAGIC = b"\x02\x21\x4c\x18"
 
 
-class KernelCompression(NamedTuple):
-    """A row: the kernel's name, the bytes it begins with, and what unpacks it."""
-
-    name: str
-    magic: bytes
-    unpack: Callable[[bytes], bytes]
-
-
 class _Stream(Protocol):
-    """What the standard library's decompressors have in common."""
+    """What the standard library's decompressors have in common (bz2 and lzma have it as it is)."""
 
     @property
     def eof(self) -> bool: ...
-
+    @property
+    def needs_input(self) -> bool: ...
+    @property
+    def unused_data(self) -> bytes: ...
     def decompress(self, data: bytes, max_length: int) -> bytes: ...
+
+
+class KernelCompression(NamedTuple):
+    """A row: the kernel's name, the bytes it begins with, and what unpacks it.
+
+    That is a stream fed in steps, or (LZ4, LZO) a function that gives all its bytes and how many bytes of input it took.
+    """
+
+    name: str
+    magic: bytes
+    stream: Callable[[], _Stream] | None = None
+    blocks: Callable[[bytes, int], tuple[bytes, int]] | None = None
 
 
 def compression_of(data: bytes) -> KernelCompression | None:
@@ -52,69 +59,90 @@ def compression_of(data: bytes) -> KernelCompression | None:
     return next((row for row in COMPRESSIONS if data.startswith(row.magic)), None)
 
 
+class Unpacked(NamedTuple):
+    """What came of one stream: its bytes, how many bytes of input it took, and why it ended too early ("" when it did not)."""
+
+    data: bytes
+    consumed: int
+    error: str
+
+
+def unpack_stream(data: bytes | memoryview, row: KernelCompression, max_bytes: int = MAX_KERNEL_BYTES) -> Unpacked:
+    """Returns one stream unpacked as far as it goes: what follows it is left alone, what came before damage is kept.
+
+    Of LZ4 and LZO nothing is kept before damage. Nothing is raised: a stream that unpacks to more than `max_bytes` ends there.
+    """
+    from backports import zstd
+
+    if row.stream is None:
+        assert row.blocks is not None
+        try:
+            return Unpacked(*row.blocks(bytes(data), max_bytes), "")
+        except (EOFError, ValueError, IndexError, struct.error) as problem:
+            return Unpacked(b"", len(data), str(problem))
+    stream, view = row.stream(), memoryview(data)
+    out: list[bytes] = []
+    total, at, error = 0, 0, ""
+    try:
+        while not stream.eof:
+            fed = bytes(view[at : at + _STEP]) if stream.needs_input else b""
+            if stream.needs_input and not fed:
+                raise EOFError("it ends too early")
+            at += len(fed)
+            piece = stream.decompress(fed, _STEP)
+            total = _count(total, piece, max_bytes)
+            out.append(piece)
+    except (OSError, EOFError, ValueError, zlib.error, lzma.LZMAError, zstd.ZstdError) as problem:
+        error = str(problem)
+    return Unpacked(b"".join(out), at - len(stream.unused_data) if stream.eof else at, error)
+
+
 def unpack(data: bytes, row: KernelCompression) -> bytes:
     """Returns the unpacked data. Raises: FormatError when it is damaged, cut short, or larger than MAX_KERNEL_BYTES."""
-    try:
-        return row.unpack(data)
-    except (OSError, EOFError, ValueError, IndexError, zlib.error, lzma.LZMAError, struct.error) as error:
-        raise FormatError(f"the {row.name} data is damaged: {error}", where="kernel image") from None
+    unpacked = unpack_stream(data, row)
+    if unpacked.error:
+        raise FormatError(f"the {row.name} data is damaged: {unpacked.error}", where="kernel image")
+    return unpacked.data
 
 
-def _gzip(data: bytes) -> bytes:
-    stream = zlib.decompressobj(wbits=31)
-    out, pending = [], data
-    total = 0
-    while not stream.eof:
-        piece = stream.decompress(pending, _STEP)
-        pending = stream.unconsumed_tail
-        total = _count(total, piece)
-        out.append(piece)
-        if not piece and not pending:
-            raise EOFError("it ends too early")
-    return b"".join(out)
+class _Gzip:
+    """One gzip member, with the methods that bz2 and lzma have."""
+
+    def __init__(self) -> None:
+        self._inner = zlib.decompressobj(wbits=31)
+        self._more = False  # zlib may hold output back although it has taken all input
+
+    @property
+    def eof(self) -> bool:
+        return self._inner.eof
+
+    @property
+    def needs_input(self) -> bool:
+        return not self._inner.unconsumed_tail and not self._more
+
+    @property
+    def unused_data(self) -> bytes:
+        return self._inner.unused_data
+
+    def decompress(self, data: bytes, max_length: int) -> bytes:
+        piece = self._inner.decompress(self._inner.unconsumed_tail + data, max_length)
+        self._more = len(piece) == max_length
+        return piece
 
 
-def _pull(stream: _Stream, data: bytes) -> bytes:
-    """Returns all that the stream gives for the data, in bounded steps."""
-    out = [stream.decompress(data, _STEP)]
-    total = _count(0, out[0])
-    while not stream.eof:
-        piece = stream.decompress(b"", _STEP)
-        if not piece:
-            raise EOFError("it ends too early")
-        total = _count(total, piece)
-        out.append(piece)
-    return b"".join(out)
-
-
-def _count(total: int, piece: bytes) -> int:
-    if total + len(piece) > MAX_KERNEL_BYTES:
-        raise ValueError(f"it unpacks to more than {MAX_KERNEL_BYTES} bytes")
+def _count(total: int, piece: bytes, max_bytes: int) -> int:
+    if total + len(piece) > max_bytes:
+        raise ValueError(f"it unpacks to more than {max_bytes} bytes")
     return total + len(piece)
 
 
-def _xz(data: bytes) -> bytes:
-    return _pull(lzma.LZMADecompressor(format=lzma.FORMAT_XZ, memlimit=_XZ_MEMORY), data)
-
-
-def _lzma(data: bytes) -> bytes:
-    return _pull(lzma.LZMADecompressor(format=lzma.FORMAT_ALONE, memlimit=_XZ_MEMORY), data)
-
-
-def _bzip2(data: bytes) -> bytes:
-    return _pull(bz2.BZ2Decompressor(), data)
-
-
-def _zstd(data: bytes) -> bytes:
+def _zstd() -> _Stream:
     from backports import zstd
 
-    try:
-        return _pull(zstd.ZstdDecompressor(options={zstd.DecompressionParameter.window_log_max: _ZSTD_WINDOW_LOG}), data)
-    except zstd.ZstdError as error:
-        raise ValueError(str(error)) from None
+    return zstd.ZstdDecompressor(options={zstd.DecompressionParameter.window_log_max: _ZSTD_WINDOW_LOG})
 
 
-def _lz4(data: bytes) -> bytes:
+def _lz4(data: bytes, max_bytes: int) -> tuple[bytes, int]:
     """Unpacks the legacy frame: the magic, then blocks, each after its size (u32, little-endian).
 
     Source: lz4's doc/lz4_Frame_format.md, "Legacy frame", and doc/lz4_Block_format.md.
@@ -125,14 +153,14 @@ def _lz4(data: bytes) -> bytes:
         if not 0 < size <= len(data) - at - 4:
             break
         block = _lz4_block(data[at + 4 : at + 4 + size])
-        total = _count(total, block)
+        total = _count(total, block, max_bytes)
         out.append(block)
         at += 4 + size
         if len(block) < _LZ4_BLOCK:
             break
     if not out:
         raise EOFError("it holds no block")
-    return b"".join(out)
+    return b"".join(out), at
 
 
 def _lz4_block(data: bytes) -> bytes:
@@ -182,7 +210,7 @@ def _copy_back(out: bytearray, distance: int, length: int) -> None:
         out += (piece * (length // distance + 1))[:length]
 
 
-def _lzop(data: bytes) -> bytes:
+def _lzop(data: bytes, max_bytes: int) -> tuple[bytes, int]:
     """Unpacks what lzop writes: a header, then blocks, each after its sizes and checksums (32 bits, big-endian).
 
     The checksums are not compared. Source: Linux lib/decompress_unlzo.c (parse_header, unlzo); lzop's src/conf.h (the flags).
@@ -200,14 +228,14 @@ def _lzop(data: bytes) -> bytes:
     while True:
         (size,) = struct.unpack_from(">I", data, at)
         if size == 0:
-            return b"".join(out)
+            return b"".join(out), at + 4
         (packed,) = struct.unpack_from(">I", data, at + 4)
         at += 8 + 4 * plain_sums + (4 * packed_sums if packed < size else 0)
         if size > _LZO_BLOCK or packed > min(size, len(data) - at):
             raise ValueError("a block is larger than it can be")
         raw = data[at : at + packed]
         block = raw if packed == size else _lzo1x(raw, size)
-        total = _count(total, block)
+        total = _count(total, block, max_bytes)
         out.append(block)
         at += packed
 
@@ -277,11 +305,11 @@ def _lzo_length(value: int, most: int, data: bytes, at: int) -> tuple[int, int]:
 
 
 COMPRESSIONS: tuple[KernelCompression, ...] = (
-    KernelCompression("gzip", b"\x1f\x8b", _gzip),
-    KernelCompression("xz", b"\xfd7zXZ\0", _xz),
-    KernelCompression("lzma", b"\x5d\0\0", _lzma),
-    KernelCompression("bzip2", b"BZh", _bzip2),
+    KernelCompression("gzip", b"\x1f\x8b", _Gzip),
+    KernelCompression("xz", b"\xfd7zXZ\0", lambda: lzma.LZMADecompressor(format=lzma.FORMAT_XZ, memlimit=_XZ_MEMORY)),
+    KernelCompression("lzma", b"\x5d\0\0", lambda: lzma.LZMADecompressor(format=lzma.FORMAT_ALONE, memlimit=_XZ_MEMORY)),
+    KernelCompression("bzip2", b"BZh", bz2.BZ2Decompressor),
     KernelCompression("zstd", b"\x28\xb5\x2f\xfd", _zstd),
-    KernelCompression("lz4", _LZ4_MAGIC, _lz4),
-    KernelCompression("lzo", _LZOP_MAGIC, _lzop),
+    KernelCompression("lz4", _LZ4_MAGIC, blocks=_lz4),
+    KernelCompression("lzo", _LZOP_MAGIC, blocks=_lzop),
 )
