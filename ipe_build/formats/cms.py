@@ -81,8 +81,8 @@ def encode_signed_data(message: SignedData, layout: Layout) -> bytes:
     """
     (info,) = message.signer_infos
     digest_oid = algos.DigestAlgorithmId(info.digest_name).dotted
-    digest = algos.DigestAlgorithm.load(_algorithm(AlgorithmIdentifier(digest_oid, layout is Layout.SMIME)))
-    algorithm = algos.SignedDigestAlgorithm.load(_algorithm(info.algorithm))
+    digest = algos.DigestAlgorithm.load(algorithm_der(AlgorithmIdentifier(digest_oid, layout is Layout.SMIME)))
+    algorithm = algos.SignedDigestAlgorithm.load(algorithm_der(info.algorithm))
     identity = cms.IssuerAndSerialNumber({"issuer": x509.Name.load(info.signer.issuer), "serial_number": info.signer.serial})
     content: dict[str, object] = {"content_type": "data"}
     if message.content is not None:
@@ -110,7 +110,7 @@ def encode_signed_data(message: SignedData, layout: Layout) -> bytes:
     return bytes(cms.ContentInfo({"content_type": "signed_data", "content": cms.SignedData(fields)}).dump())
 
 
-def _algorithm(identifier: AlgorithmIdentifier) -> bytes:
+def algorithm_der(identifier: AlgorithmIdentifier) -> bytes:
     """Returns the DER of an AlgorithmIdentifier with exactly the parameters that were asked for.
 
     The generic class is used because asn1crypto's DigestAlgorithm puts NULL parameters where none were given.
@@ -151,7 +151,7 @@ def _decode(der: bytes, where: str) -> SignedData:
     inner = data["encap_content_info"]
     if inner["content_type"].native != "data":
         raise FormatError(f"wanted content of type data, got {inner['content_type'].native}", where=where)
-    infos = tuple(_decode_signer_info(info) for info in data["signer_infos"])
+    infos = tuple(decode_signer_info(info) for info in data["signer_infos"])
     if not infos:
         raise FormatError("holds no signature", where=where)
     certificates = tuple(choice.chosen.dump() for choice in data["certificates"] if choice.name == "certificate")
@@ -163,7 +163,7 @@ def _number(version: cms.CMSVersion) -> int:
     return int(str(version.native).removeprefix("v"))
 
 
-def _decode_signer_info(info: cms.SignerInfo) -> SignerInfo:
+def decode_signer_info(info: cms.SignerInfo) -> SignerInfo:
     """Returns one SignerInfo."""
     sid = info["sid"]
     if sid.name == "issuer_and_serial_number":

@@ -57,6 +57,10 @@ class Envelope(Protocol):
         """Returns the bytes that the checker takes."""
         ...
 
+    def message(self, payload: bytes, digest_name: str) -> bytes:
+        """Returns the bytes that the key signs: the payload itself, or what stands for it."""
+        ...
+
     def open(self, payload: bytes, signature: bytes) -> tuple[Claim, ...]:
         """Returns the signatures that sealed bytes hold, each to be checked against certificates."""
         ...
@@ -83,6 +87,10 @@ class CmsEnvelope:
         content = payload if self.attached else None
         head = _head(self.layout, content, certificate if self.certificates else b"", certificate, digest_name, identifier, len(raw))
         return head + raw
+
+    def message(self, payload: bytes, _digest_name: str) -> bytes:
+        """Returns the payload: without attributes it is what the key signs."""
+        return payload
 
     def open(self, payload: bytes, signature: bytes) -> tuple[Claim, ...]:
         """Returns one claim a SignerInfo. Raises: FormatError, VerificationError."""

@@ -50,6 +50,10 @@ class ImaEnvelope:
         raw = signer.sign(payload, digest_name)
         return ImaSignature(self.type, digest_name, key_id(signer.certificate), raw).build()
 
+    def message(self, payload: bytes, _digest_name: str) -> bytes:
+        """Returns the payload, which is what the key signs."""
+        return payload
+
     def open(self, payload: bytes, signature: bytes) -> tuple[Claim, ...]:
         """Returns the claim. Raises: FormatError, VerificationError."""
         found = parse_ima_signature(signature)

@@ -30,9 +30,10 @@ _LARGEST_SIGNATURE = 16384
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One signature that is wanted. `digest` is over the exact bytes to sign; `output` is where the result goes.
+    """One signature that is wanted. `digest` is over the exact bytes to sign (the envelope's message); `output` is where the result goes.
 
-    `payload` is None for a module (its bytes are read again from `source`). `certificate_sha256` names the certificate whose key must sign.
+    `payload` is None for a module and an EFI program (their bytes are read again from `source`).
+    `certificate_sha256` names the certificate whose key must sign.
     """
 
     id: str
@@ -121,7 +122,7 @@ def make_request(
     algorithm = algorithm_of(public_key_of(certificate))
     name = digest_name or algorithm.digests[0]
     require(algorithm, name, target)
-    digest = hashlib.new(name, payload).digest()
+    digest = hashlib.new(name, profile.envelope.message(payload, name)).digest()
     wanted = payload if carry or not algorithm.prehashed else None
     row_id = f"{number:05}-{profile.name}-{digest.hex()[:12]}"
     subject = certificate.subject.rfc4514_string()
@@ -138,11 +139,16 @@ def read_plan(path: Path) -> Plan:
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise FormatError(f"is not a signing plan: {type(error).__name__} {error}", where=str(path)) from error
     for row in requests:
-        if row.payload is not None and hashlib.new(row.digest_name, row.payload).digest() != row.digest:
+        if row.payload is not None and hashlib.new(row.digest_name, _message(row, row.payload)).digest() != row.digest:
             raise FormatError(f"the payload of {row.id} does not have the digest that the plan says", where=str(path))
     if len({row.id for row in requests}) != len(requests):
         raise FormatError("two requests have one id", where=str(path))
     return Plan(requests)
+
+
+def _message(row: Request, payload: bytes) -> bytes:
+    """Returns the bytes that the key signs for a payload."""
+    return PROFILES[row.profile].envelope.message(payload, row.digest_name)
 
 
 def _read_request(row: Mapping[str, str]) -> Request:
@@ -201,9 +207,9 @@ def check_answers(
             missing.append(row)
         elif certificate is None:
             wrong.append((row, f"the certificate {row.subject!r} that the plan names was not given"))
-        elif hashlib.new(row.digest_name, payload).digest() != row.digest:
+        elif hashlib.new(row.digest_name, message := _message(row, payload)).digest() != row.digest:
             wrong.append((row, f"{row.source} changed since the plan was made"))
-        elif not is_signature(public_key_of(certificate), signature, payload, row.digest_name):
+        elif not is_signature(public_key_of(certificate), signature, message, row.digest_name):
             wrong.append((row, f"the signature is not by {row.subject!r} over this payload"))
         else:
             good[(row.digest_name, row.digest, row.certificate_sha256)] = signature

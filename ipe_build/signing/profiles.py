@@ -2,7 +2,7 @@
 
 Sources: security/ipe/policy.c (ipe_new_policy), drivers/md/dm-verity-verify-sig.c (verity_verify_root_hash),
 fs/verity/signature.c (fsverity_verify_signature), kernel/module/signing.c (mod_verify_sig), scripts/sign-file.c,
-security/integrity/digsig_asymmetric.c.
+security/integrity/digsig_asymmetric.c; for EFI programs `signing.authenticode`.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from ipe_build.errors import InputError
 from ipe_build.formats.cms import Layout
 from ipe_build.formats.ima_signature import XattrType
 from ipe_build.signing.algorithms import algorithm_of
+from ipe_build.signing.authenticode import AuthenticodeEnvelope, check_efi_image
 from ipe_build.signing.envelopes import CmsEnvelope, Envelope
 from ipe_build.signing.ima import ImaEnvelope, check_evm_payload, check_file_content
 from ipe_build.signing.loading import public_key_of
@@ -157,6 +158,16 @@ PROFILES: dict[str, Profile] = {
             envelope=ImaEnvelope(XattrType.EVM_PORTABLE),
             keyrings=(".evm",),
             check=check_evm_payload,
+        ),
+        Profile(
+            name="efi-image",
+            what="an EFI program (a UKI, a boot loader, a kernel)",
+            payload="the PE image without certificate table, padded with zeros to a multiple of 8; signed over its Authenticode digest",
+            role="secure-boot",
+            suffix=".efi.p7s",
+            envelope=AuthenticodeEnvelope(algorithms=("rsa", "ecdsa-p256", "ecdsa-p384")),
+            keyrings=("UEFI db", *_SYSTEM),
+            check=check_efi_image,
         ),
     )
 }
