@@ -45,8 +45,8 @@ class VerityCheck:
         return self.data_blocks
 
 
-def check_image(data: Path, hash_area: Path, tree: VerityTree, host: Host) -> VerityCheck:
-    """Returns which blocks of `data` and `hash_area` differ from what `tree.root_hash` vouches for.
+def check_image(data: Path, hash_area: Path, tree: VerityTree, host: Host, *, data_offset: int = 0) -> VerityCheck:
+    """Returns which blocks of `data` (from `data_offset` on) and `hash_area` differ from what `tree.root_hash` vouches for.
 
     Raises: InputError when a file cannot be read or is too small, or the root hash has the wrong length.
     """
@@ -54,19 +54,19 @@ def check_image(data: Path, hash_area: Path, tree: VerityTree, host: Host) -> Ve
     if len(tree.root_hash) != wanted:
         raise InputError(f"a {tree.parameters.hash_name} root hash has {wanted} bytes, got {len(tree.root_hash)}")
     with open_input(data) as source, open_input(hash_area) as area:
-        check_sizes(source, area, tree)
+        check_sizes(source, area, tree, data_offset)
         with host.progress.step(f"verity: check {data.name}"):
-            found = _check(source, area, tree, host)
+            found = _check(source, area, tree, host, data_offset)
         source.check_unchanged()
         area.check_unchanged()
     return found
 
 
-def check_sizes(source: Input, area: Input, tree: VerityTree) -> None:
+def check_sizes(source: Input, area: Input, tree: VerityTree, data_offset: int = 0) -> None:
     """Raises: InputError when the data or the hash area is smaller than the tree says."""
-    if source.size < tree.data_size:
+    if source.size - data_offset < tree.data_size:
         raise InputError(
-            f"has {source.size} bytes, the tree is over {tree.data_blocks} blocks of {tree.parameters.data_block_size}",
+            f"has {source.size - data_offset} bytes, the tree is over {tree.data_blocks} blocks of {tree.parameters.data_block_size}",
             where=str(source.path),
         )
     if area.size < tree.end_offset:
@@ -75,13 +75,13 @@ def check_sizes(source: Input, area: Input, tree: VerityTree) -> None:
         )
 
 
-def _check(source: Input, area: Input, tree: VerityTree, host: Host) -> VerityCheck:
+def _check(source: Input, area: Input, tree: VerityTree, host: Host, data_offset: int) -> VerityCheck:
     """Returns what differs, from the root down."""
     parameters = tree.parameters
     kernel = engine.choose_kernel(parameters.algorithm, host)
-    jobs = level_jobs(source, area.descriptor, tree, str(area.path))
+    jobs = level_jobs(source, area.descriptor, tree, str(area.path), data_offset)
     if not jobs:
-        block = source.read(0, parameters.data_block_size)
+        block = source.read(data_offset, parameters.data_block_size)
         matches = engine.digest_block(parameters.hashing, block) == tree.root_hash
         return VerityCheck(tree, True, (), () if matches else (0,))
     root = os.pread(area.descriptor, parameters.hash_block_size, parameters.tree_offset)

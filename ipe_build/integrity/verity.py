@@ -264,11 +264,11 @@ def _root_hash(source: Input, target: int, tree: VerityTree) -> bytes:
     return engine.digest_block(parameters.hashing, block.ljust(parameters.data_block_size, b"\0"))
 
 
-def level_jobs(source: Input, target: int, tree: VerityTree, target_name: str) -> tuple[engine.LevelJob, ...]:
-    """Returns the jobs that make (or check) a tree: the data into level 0, then each level into the next."""
+def level_jobs(source: Input, target: int, tree: VerityTree, target_name: str, data_offset: int = 0) -> tuple[engine.LevelJob, ...]:
+    """Returns the jobs that make (or check) a tree: the data (from `data_offset` of the file on) into level 0, each level into the next."""
     parameters = tree.parameters
-    offset = 0
-    size = min(source.size, tree.data_size)
+    offset = data_offset
+    size = min(source.size - data_offset, tree.data_size)
     read_from = source.descriptor
     block_size = parameters.data_block_size
     name = str(source.path)
@@ -313,12 +313,17 @@ def read_superblock(hash_area: Path, hash_offset: int = 0) -> VerityTree:
     return VerityTree(parameters, block.data_blocks, b"", hash_offset)
 
 
-def verify_image(data: Path, hash_area: Path, root_hash: bytes, host: Host, *, hash_offset: int = 0) -> tuple[int, ...]:
+def verify_image(
+    data: Path, hash_area: Path, root_hash: bytes, host: Host, *, hash_offset: int = 0, data_offset: int = 0
+) -> tuple[int, ...]:
     """Returns the numbers of the data blocks that differ from what `root_hash` vouches for, in ascending order; () when all is well.
+
+    Data and hash area may lie in one file, a whole disk say: `data_offset` and `hash_offset` (a multiple of the hash block size).
 
     Raises: VerificationError when the hash tree itself does not belong to `root_hash` (see `integrity.check` for which blocks),
     InputError when a file cannot be read, has no superblock or is too small.
     """
     from ipe_build.integrity.check import check_image
 
-    return check_image(data, hash_area, replace(read_superblock(hash_area, hash_offset), root_hash=root_hash), host).data_or_raise()
+    tree = replace(read_superblock(hash_area, hash_offset), root_hash=root_hash)
+    return check_image(data, hash_area, tree, host, data_offset=data_offset).data_or_raise()
