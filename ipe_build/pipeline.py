@@ -44,6 +44,7 @@ from ipe_build.signing.backends.plan import PlanSigner
 from ipe_build.signing.certificates import pem_bundle
 from ipe_build.signing.pending import Pending
 from ipe_build.steps.disk import make_image, make_init
+from ipe_build.steps.flash import make_flash_outputs
 from ipe_build.steps.kernel import make_kernel, sign_kernel_modules
 from ipe_build.steps.keys import Keys, make_test_keys, open_keys
 from ipe_build.steps.policies import SignedPolicy, foreseen_device_policy, lint_policies, policy_path, render_policy, sign_device_policy
@@ -278,6 +279,8 @@ def _build_on(ground: Ground, job: Job) -> tuple[bytes, AuditReport, Evidence | 
         initramfs = make_init(config, signed, device, folder / "initrd", host)
     with step("disk image"):
         disk = make_image(config, kernel, initramfs, signed, keys, folder / f"{config.build.name}.raw", host)
+    with step("flash files"):
+        make_flash_outputs(config, disk, host)
     with step("audit"):
         report, portrait = audit_image(disk.path, host)
         _write_json(folder / "audit.json", report.to_json())

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from uuid import NAMESPACE_URL, UUID, uuid5
 
-from ipe_build.cli import Outcome
+from ipe_build.cli import Outcome, image_flash
 from ipe_build.errors import InputError, UsageError
 from ipe_build.formats.cpio import CpioEntry, regular_file
 from ipe_build.formats.partition_types import PARTITION_TYPES
@@ -37,11 +37,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
         add(sub)
         sub.add_argument("-o", "--output", type=Path, required=True, metavar="FILE", help="the file to write")
         sub.add_argument("--force", action="store_true", help="replace the output if it exists")
+    help_text = "make what flashing tools take: a block map, a compressed image, partition files"
+    image_flash.configure(actions.add_parser("flash", help=help_text, description=f"{help_text[0].upper()}{help_text[1:]}."))
 
 
 def run(arguments: argparse.Namespace, host: Host) -> Outcome:
     """Returns the outcome of the sub-verb."""
-    actions = {"filesystem": _filesystem, "initramfs": _initramfs, "disk": _disk}
+    actions = {"filesystem": _filesystem, "initramfs": _initramfs, "disk": _disk, "flash": image_flash.run}
     return actions[arguments.action](arguments, host)
 
 

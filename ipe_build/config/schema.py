@@ -249,6 +249,16 @@ class DiskSection:
     boot_loader: bool = setting("Whether systemd-boot is put into the EFI system partition, so that UEFI firmware boots the disk.", True)
 
 
+@dataclass(frozen=True, slots=True)
+class FlashSection:
+    """`[flash]`: see the keys."""
+
+    bmap: bool = setting("NAME.raw.bmap: what bmaptool has to write, with checksums.", True)
+    zstd: bool = setting("NAME.raw.zst: the image compressed.", True)
+    partitions: bool = setting("NAME.raw.partitions/: a file for each partition and a script for fastboot and cards.", False)
+    sparse: bool = setting("Makes the partitions' files Android sparse files.", False)
+
+
 class Accelerator(StrEnum):
     """How QEMU runs the guest's code."""
 
@@ -283,4 +293,5 @@ class Config:
     policy: PoliciesSection = section("The boot policy and the device policy.", PoliciesSection)
     initramfs: InitramfsSection = section("The program between the kernel and the verity root.", InitramfsSection)
     disk: DiskSection = section("The disk image.", DiskSection)
+    flash: FlashSection = section("Files for flashing tools, beside the disk image.", FlashSection)
     boot: BootSection = section("The proof.", BootSection)
