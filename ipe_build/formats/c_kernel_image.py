@@ -1,7 +1,7 @@
 """Kernel image headers as C text for dissect.cstruct.
 
 Source: Documentation/arch/x86/boot.rst, Documentation/arch/arm64/booting.rst, arch/riscv/include/asm/image.h,
-drivers/firmware/efi/libstub/zboot-header.S, and the PE/COFF specification.
+drivers/firmware/efi/libstub/zboot-header.S. PE headers are in `c_pe`.
 """
 
 C_KERNEL_IMAGE = """
@@ -63,29 +63,5 @@ struct zboot_header {
     uint32  payload_size;
     uint32  reserved[2];
     char    compression[32];
-};
-
-struct coff_header {
-    char    signature[4];           /* PE\\0\\0 */
-    uint16  machine;
-    uint16  number_of_sections;
-    uint32  timestamp;
-    uint32  symbol_table;
-    uint32  number_of_symbols;
-    uint16  optional_header_size;
-    uint16  characteristics;
-};
-
-struct section_header {
-    char    name[8];
-    uint32  virtual_size;
-    uint32  virtual_address;
-    uint32  raw_size;
-    uint32  raw_offset;
-    uint32  relocations;
-    uint32  line_numbers;
-    uint16  number_of_relocations;
-    uint16  number_of_line_numbers;
-    uint32  characteristics;
 };
 """

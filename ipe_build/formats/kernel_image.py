@@ -15,6 +15,7 @@ from dissect.cstruct import cstruct
 from ipe_build.errors import FormatError
 from ipe_build.formats.c_kernel_image import C_KERNEL_IMAGE
 from ipe_build.formats.kernel_compression import compression_of, unpack
+from ipe_build.formats.pe import is_pe, parse_pe
 
 MAX_LAYERS = 4
 MAX_IMAGE_BYTES = 1 << 30
@@ -22,7 +23,7 @@ _WHERE = "kernel image"
 _SETUP_AT = 0x1F1
 _FIRST_WITH_PAYLOAD = 0x208
 _XLF_KERNEL_64 = 1
-_MAX_SECTIONS = 96
+_MAX_RELEASE = 256
 _MACHINES = {3: "i386", 40: "arm", 62: "x86-64", 183: "arm64", 243: "riscv", 258: "loongarch"}
 
 _C = cstruct(endian="<")
@@ -114,8 +115,10 @@ def _zboot(data: bytes) -> _Layer:
 
 def _uki(data: bytes) -> _Layer:
     """Reads the section .linux of a unified kernel image."""
-    offset, size = next((offset, size) for name, offset, size in _sections(data) if name == b".linux")
-    return ImageFormat.UKI, "", _slice(data, offset, size, "section .linux")
+    image = parse_pe(data, _WHERE)
+    section = image.section(".linux")
+    assert section is not None
+    return ImageFormat.UKI, "", _slice(data, section.raw_offset, min(section.virtual_size, section.raw_size), "section .linux")
 
 
 def _elf(data: bytes) -> _Layer:
@@ -135,23 +138,23 @@ def _slice(data: bytes, offset: int, length: int, what: str) -> bytes:
     return data[offset : offset + length]
 
 
-def _sections(data: bytes) -> list[tuple[bytes, int, int]]:
-    """Returns name, file offset and size of each section of a PE file; empty where it is none."""
-    if not data.startswith(b"MZ") or len(data) < 64:
-        return []
-    at = int.from_bytes(data[60:64], "little")
-    if data[at : at + 4] != b"PE\0\0" or at + len(_C.coff_header) > len(data):
-        return []
-    coff: Any = _C.coff_header(data[at : at + len(_C.coff_header)])
-    first, size = at + len(_C.coff_header) + coff.optional_header_size, len(_C.section_header)
-    found = []
-    for number in range(min(coff.number_of_sections, _MAX_SECTIONS)):
-        raw = data[first + number * size : first + (number + 1) * size]
-        if len(raw) < size:
-            break
-        section: Any = _C.section_header(raw)
-        found.append((bytes(section.name).rstrip(b"\0"), int(section.raw_offset), int(min(section.virtual_size, section.raw_size))))
-    return found
+def release_of(data: bytes) -> str:
+    """Returns the release that a bzImage's setup header points to (`uname -r`), empty for another format or when it says none."""
+    if data[0x202:0x206] != b"HdrS":
+        return ""
+    at = int(_header(_C.x86_setup_header, data, _SETUP_AT).kernel_version)
+    text = data[at + 0x200 : at + 0x200 + _MAX_RELEASE].split(b"\0", 1)[0] if at else b""
+    return (text.split(b" ", 1)[0]).decode("ascii", "replace")
+
+
+def _is_uki(data: bytes) -> bool:
+    """Returns whether it is a PE image with a section .linux; one that is damaged is none."""
+    if not is_pe(data):
+        return False
+    try:
+        return parse_pe(data, _WHERE).is_uki
+    except FormatError:
+        return False
 
 
 _READERS: tuple[tuple[Callable[[bytes], bool], Callable[[bytes], _Layer]], ...] = (
@@ -160,6 +163,6 @@ _READERS: tuple[tuple[Callable[[bytes], bool], Callable[[bytes], _Layer]], ...] 
     (lambda data: data[4:8] == b"zimg" and data[:2] == b"MZ", _zboot),
     (lambda data: data[56:60] == b"ARM\x64", lambda _data: (ImageFormat.ARM64, "arm64", None)),
     (lambda data: data[56:60] == b"RSC\x05", lambda _data: (ImageFormat.RISCV, "riscv", None)),
-    (lambda data: any(name == b".linux" for name, _, _ in _sections(data)), _uki),
+    (_is_uki, _uki),
 )
 """How each format is recognised, most exact first: a bzImage and an arm64 Image are PE files too."""

@@ -21,6 +21,7 @@ from ipe_build.formats.kernel_image import MAX_LAYERS, open_kernel
 from ipe_build.kernel.embedded import certificate_facts, find_boot_policies, find_certificate_lists, split_certificates
 from ipe_build.kernel.inspect import inspect_kernel
 from ipe_build.signing.certificates import KeySet
+from tests.fixtures.efi import make_pe
 
 BANNER = b"\0Linux version 6.12.1-test (someone@somewhere) (gcc 12, ld 2.40) #1 SMP Tue Nov 14 22:13:20 UTC 2023\n\0"
 POLICY = b"# why\npolicy_name=p policy_version=0.0.1\nDEFAULT action=DENY\nop=EXECUTE boot_verified=TRUE action=ALLOW\n"
@@ -64,10 +65,7 @@ def bzimage(body: bytes, *, version: int = 0x20F, offset: int = 16, length: int 
 
 
 def uki(kernel: bytes, *, name: bytes = b".linux") -> bytes:
-    at = 64 + 24 + 40
-    head = b"MZ" + bytes(58) + struct.pack("<I", 64)
-    coff = b"PE\0\0" + struct.pack("<HHIIIHH", 0x8664, 1, 0, 0, 0, 0, 0)
-    return head + coff + name.ljust(8, b"\0") + struct.pack("<IIIIIIHHI", len(kernel), 0x1000, len(kernel), at, 0, 0, 0, 0, 0) + kernel
+    return make_pe(((b".text", b"stub"), (name, kernel)))
 
 
 def body(*parts: bytes) -> bytes:
@@ -192,7 +190,7 @@ def test_a_damaged_configuration_counts_as_none(damaged: bytes) -> None:
         (bzimage(b"", length=0), "the compressed kernel"),
         (bzimage(b"", offset=16)[:0x210], "the compressed kernel"),
         (zboot(b"x")[:70], "the compressed kernel"),
-        (uki(b"")[:200], "section .linux is 0 bytes"),
+        (uki(b""), "section .linux is 0 bytes"),
     ],
 )
 def test_what_is_no_kernel_or_damaged_is_one_error(data: bytes, message: str) -> None:
