@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -52,9 +52,16 @@ from ipe_build.steps.root import SignedRoot, VerityRoot, make_probe_entries, mak
 from ipe_build.steps.unfinished import Unfinished, root_key
 
 
-def audit_image(image: Path, host: Host, *, kernel: Path | None = None) -> tuple[AuditReport, Portrait]:
-    """Step 9. Returns the findings about a disk image, read again from its bytes, and what its page for people shows; nothing is run."""
-    with examined(image, host, kernel=kernel) as facts:
+def audit_image(
+    image: Path | Sequence[Path],
+    host: Host,
+    *,
+    kernel: Path | None = None,
+    initramfs: Sequence[Path] = (),
+    command_line: str | None = None,
+) -> tuple[AuditReport, Portrait]:
+    """Step 9. Returns the findings about an image, read again from its bytes, and what its page for people shows; nothing is run."""
+    with examined(image, host, kernel=kernel, initramfs=initramfs, command_line=command_line) as facts:
         return audit(facts, host), portrait_of(facts)
 
 

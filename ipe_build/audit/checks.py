@@ -3,58 +3,106 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
+from enum import StrEnum
 from typing import TYPE_CHECKING, NamedTuple
 
-from ipe_build.audit import checks_boot, checks_disk, checks_kernel, checks_policy, checks_root
+from ipe_build.audit import checks_boot, checks_disk, checks_kernel, checks_loader, checks_policy, checks_root, checks_uki
 from ipe_build.audit.facts import ImageFacts
 from ipe_build.audit.findings import AuditReport, Finding, Severity
-from ipe_build.audit.outcome import Outcome
+from ipe_build.audit.outcome import Outcome, good, unknown
+from ipe_build.audit.prediction import predict
 from ipe_build.audit.printable import printable
+from ipe_build.audit.sealed import sealed_by
+from ipe_build.errors import IpeBuildError
 
 if TYPE_CHECKING:
     from ipe_build.host import Host
 
 
+class Scope(StrEnum):
+    """What a check is about: the image whatever starts, or what a boot entry makes of it."""
+
+    IMAGE = "image"
+    ENTRY = "boot entry"
+
+
+class Needs(StrEnum):
+    """What a check would have no sense without."""
+
+    NOTHING = ""
+    KEYS = "keys"
+    """Signatures and the keys that make them: a sealed image has neither."""
+
+
 class Check(NamedTuple):
-    """A row: the stable id, how bad a failure is, what a person does about it, and the function that looks."""
+    """A row: the stable id, how bad a failure is, what a person does about it, the function that looks, what it is about and needs."""
 
     id: str
     severity: Severity
     hint: str
     look: Callable[[ImageFacts, Host], Iterator[Outcome]]
+    scope: Scope = Scope.ENTRY
+    needs: Needs = Needs.NOTHING
 
 
+IMAGE, KEYS = Scope.IMAGE, Needs.KEYS
 ERROR, WARNING, NOTE = Severity.ERROR, Severity.WARNING, Severity.NOTE
 
 CHECKS: tuple[Check, ...] = (
-    Check("image-readable", ERROR, "the part named is damaged or of a kind that is not read yet", checks_disk.readable),
-    Check("gpt-intact", ERROR, "write the image anew; a wrong backup table breaks on the first repair", checks_disk.gpt_intact),
+    Check("image-readable", ERROR, "the part named is damaged or of a kind that is not read yet", checks_disk.readable, IMAGE),
+    Check("gpt-intact", ERROR, "write the image anew; a wrong backup table breaks on the first repair", checks_disk.gpt_intact, IMAGE),
     Check(
         "root-partitions", ERROR, "an image needs one root, one root-verity and one root-verity-sig partition", checks_disk.root_partitions
     ),
-    Check("root-unique", WARNING, "leave one set, or name the root hash in the initramfs", checks_disk.root_is_unique),
-    Check("partition-read-only", NOTE, "set attribute bit 60, so that tools mount it read-only", checks_disk.read_only_flags),
+    Check("root-unique", WARNING, "leave one set, or name the root hash in the initramfs", checks_disk.root_is_unique, IMAGE),
+    Check("partition-read-only", NOTE, "set attribute bit 60, so that tools mount it read-only", checks_disk.read_only_flags, IMAGE),
     Check("partition-uuids", ERROR, "discoverable partitions take their UUIDs from the root hash", checks_disk.partition_uuids),
-    Check("other-partitions", NOTE, "mount them noexec; IPE denies code from there in any case", checks_disk.other_partitions),
-    Check("signature-partition", ERROR, "write the partition from the signed root hash (.verity-sig)", checks_disk.signature_partition),
-    Check("signature-fingerprint", WARNING, "write the partition anew with the signer's certificate", checks_disk.signature_fingerprint),
-    Check("verity-superblock", ERROR, "make the hash tree from exactly this data: ipe-build verity format", checks_disk.superblock),
-    Check("verity-hash", ERROR, "use sha256 or stronger", checks_disk.hash_strength),
-    Check("verity-salt", NOTE, "give a salt: [verity] salt", checks_disk.salt),
+    Check("other-partitions", NOTE, "mount them noexec; IPE denies code from there in any case", checks_disk.other_partitions, IMAGE),
+    Check(
+        "signature-partition",
+        ERROR,
+        "write the partition from the signed root hash (.verity-sig)",
+        checks_disk.signature_partition,
+        needs=KEYS,
+    ),
+    Check(
+        "signature-fingerprint",
+        WARNING,
+        "write the partition anew with the signer's certificate",
+        checks_disk.signature_fingerprint,
+        needs=KEYS,
+    ),
+    Check("verity-superblock", ERROR, "make the hash tree from exactly this data: ipe-build verity format", checks_disk.superblock, IMAGE),
+    Check("verity-hash", ERROR, "use sha256 or stronger", checks_disk.hash_strength, IMAGE),
+    Check("verity-salt", NOTE, "give a salt: [verity] salt", checks_disk.salt, IMAGE),
     Check("hash-tree", ERROR, "make the hash tree from exactly this data: ipe-build verity format", checks_disk.hash_tree),
     Check(
-        "root-hash-signature", ERROR, "sign the root hash with a key whose certificate is in the kernel", checks_disk.root_hash_signature
+        "root-hash-signature",
+        ERROR,
+        "sign the root hash with a key whose certificate is in the kernel",
+        checks_disk.root_hash_signature,
+        needs=KEYS,
     ),
     Check(
         "boot-entry", ERROR, "the EFI system partition needs loader/entries/*.conf with linux, initrd and options", checks_boot.boot_entry
     ),
-    Check("boot-entry-unique", NOTE, "leave one entry, or audit the others with --kernel", checks_boot.one_boot_entry),
-    Check("boot-loader", NOTE, "[disk] boot_loader = true puts systemd-boot there", checks_boot.boot_loader),
-    Check("boot-loader-editor", WARNING, "write `editor no` into loader/loader.conf", checks_boot.boot_loader_editor),
+    Check("boot-entry-unique", NOTE, "leave one entry, or keep each as good as the first", checks_boot.one_boot_entry, IMAGE),
+    Check("boot-loader", NOTE, "[disk] boot_loader = true puts systemd-boot there", checks_boot.boot_loader, IMAGE),
+    Check("boot-loader-editor", WARNING, "write `editor no` into loader/loader.conf", checks_boot.boot_loader_editor, IMAGE),
     Check("command-line-signed", NOTE, "use a signed UKI with Secure Boot, or measure it", checks_boot.unsigned_command_line),
+    Check(
+        "command-line-fixed",
+        NOTE,
+        "CONFIG_CMDLINE_OVERRIDE (arm64: CMDLINE_FORCE), or Secure Boot with a signed UKI",
+        checks_uki.command_line_fixed,
+    ),
+    Check("uki-signed", WARNING, "ipe-build sign efi IMAGE", checks_uki.uki_signed),
+    Check("uki-extras", WARNING, "take them out of the EFI system partition", checks_uki.uki_extras),
+    Check("uki-credentials", WARNING, "require PCR 12 = 0 when the device is attested", checks_uki.uki_credentials),
     Check("command-line-enforce", ERROR, "take ipe.enforce=0 off the command line", checks_boot.command_line_enforce),
     Check("command-line-lsm", ERROR, "add ipe to lsm=, or take lsm= off", checks_boot.command_line_lsm),
-    Check("command-line-security", ERROR, "take security= off the command line", checks_boot.command_line_security),
+    Check("command-line-security", NOTE, "take security= off the command line", checks_boot.command_line_security),
     Check("command-line-init", ERROR, "take it off the command line", checks_boot.command_line_init),
     Check("command-line-modules", WARNING, "take it off the command line", checks_boot.command_line_modules),
     Check("command-line-verity", ERROR, "take it off the command line", checks_boot.command_line_verity),
@@ -63,11 +111,15 @@ CHECKS: tuple[Check, ...] = (
     Check("command-line-memory", WARNING, "take it off the command line of a device", checks_boot.command_line_memory),
     Check("command-line-root-hash", ERROR, "name this disk's root hash", checks_boot.command_line_root_hash),
     Check("initramfs-init", ERROR, "build the initramfs with ipe-build image initramfs", checks_boot.initramfs_init),
+    Check("initramfs-intact", ERROR, "build the initramfs anew", checks_boot.initramfs_intact),
+    Check("initramfs-replaced", WARNING, "leave one file of each path", checks_boot.initramfs_replaced),
     Check("initramfs-unpacks", ERROR, "choose another [initramfs] compression, or enable the symbol", checks_boot.initramfs_unpacks),
     Check("initramfs-programs", WARNING, "leave out what ipe-init does not need", checks_boot.initramfs_programs),
     Check("initramfs-root-hash", ERROR, "build initramfs and disk from the same root hash", checks_boot.initramfs_root_hash),
     Check("initramfs-filesystem", ERROR, "build initramfs and disk from the same configuration", checks_boot.initramfs_filesystem),
     Check("initramfs-signature", WARNING, "let ipe-init hand the signature to the kernel", checks_boot.initramfs_signature),
+    Check("initramfs-corruption", NOTE, '[initramfs] on_corruption = "panic" or "restart"', checks_uki.corruption),
+    Check("policy-loader", ERROR, "let ipe-init, or systemd 257 or newer, load the signed policy", checks_loader.policy_loader),
     Check("initramfs-policy", ERROR, "put the signed policy where ipe-init looks for it", checks_boot.initramfs_policy),
     Check("initramfs-failure", NOTE, "a recovery program runs without a verity root; know what it may do", checks_boot.initramfs_failure),
     Check("initramfs-override", NOTE, "[initramfs] init_override = false on a device", checks_boot.initramfs_override),
@@ -78,11 +130,15 @@ CHECKS: tuple[Check, ...] = (
     Check("kernel-architecture", ERROR, "put the kernel for this root into the EFI system partition", checks_kernel.architecture),
     Check("kernel-config", NOTE, "enable CONFIG_IKCONFIG, so that a finished image can be audited in full", checks_kernel.ikconfig),
     Check("kernel-properties", ERROR, "enable the symbol, or use another property", checks_kernel.properties_enabled),
-    Check("kernel-verity-signatures", ERROR, "enable CONFIG_DM_VERITY_VERIFY_ROOTHASH_SIG", checks_kernel.verity_signatures),
+    Check("kernel-verity-signatures", ERROR, "enable CONFIG_DM_VERITY_VERIFY_ROOTHASH_SIG", checks_kernel.verity_signatures, needs=KEYS),
     Check("kernel-filesystem", ERROR, "build the filesystem in: =y", checks_kernel.root_filesystem_driver),
     Check("kernel-hash", ERROR, "build the algorithm in: =y", checks_kernel.verity_hash_driver),
     Check(
-        "kernel-certificates", ERROR, "give the certificates to the kernel build (CONFIG_SYSTEM_TRUSTED_KEYS)", checks_kernel.certificates
+        "kernel-certificates",
+        ERROR,
+        "give the certificates to the kernel build (CONFIG_SYSTEM_TRUSTED_KEYS)",
+        checks_kernel.certificates,
+        needs=KEYS,
     ),
     Check("test-keys", WARNING, "production devices need keys of their own: [keys] in the configuration", checks_kernel.test_keys),
     Check("weak-certificates", ERROR, "make a stronger key", checks_kernel.weak_certificates),
@@ -117,10 +173,17 @@ CHECKS: tuple[Check, ...] = (
         ERROR,
         "sign the policy with a key whose certificate is in the kernel",
         checks_policy.device_policy_signature,
+        needs=KEYS,
     ),
-    Check("device-policy-parses", ERROR, "the kernel would refuse it and the initramfs would stop", checks_policy.device_policy_parses),
-    Check("device-policy-names", ERROR, "give each policy a name of its own", checks_policy.device_policy_names),
-    Check("device-policy-version", ERROR, "raise its version above the boot policy's", checks_policy.device_policy_version),
+    Check(
+        "device-policy-parses",
+        ERROR,
+        "the kernel would refuse it and the initramfs would stop",
+        checks_policy.device_policy_parses,
+        needs=KEYS,
+    ),
+    Check("device-policy-names", ERROR, "give each policy a name of its own", checks_policy.device_policy_names, needs=KEYS),
+    Check("device-policy-version", ERROR, "raise its version above the boot policy's", checks_policy.device_policy_version, needs=KEYS),
     Check(
         "device-policy-denies",
         ERROR,
@@ -139,13 +202,21 @@ CHECKS: tuple[Check, ...] = (
     Check("root-firmware", WARNING, "let the device policy allow it, or take it out", checks_root.firmware_admitted),
     Check("root-modules-load", ERROR, "sign the module for this kernel: ipe-build modules sign", checks_root.modules_load),
     Check("root-module-loader", WARNING, "use kmod, or a BusyBox that loads with finit_module", checks_root.modules_from_buffer),
-    Check("root-probes", NOTE, "[boot] probes = false for images that go into devices", checks_root.probes_absent),
-    Check("root-interpreters", NOTE, "leave out interpreters that the device does not need", checks_root.interpreters),
-    Check("root-jit", WARNING, "leave it out, or run it without its compiler", checks_root.jits),
-    Check("root-packed", WARNING, "unpack it: upx -d", checks_root.packed),
-    Check("root-setuid", NOTE, "take the bit away where it is not needed", checks_root.setuid),
-    Check("root-overlays", WARNING, "put writable data elsewhere than over the root", checks_root.writable_mounts),
-    Check("private-keys", ERROR, "take the key out of the root filesystem, and treat it as lost", checks_disk.private_keys),
+    Check("root-probes", NOTE, "[boot] probes = false for images that go into devices", checks_root.probes_absent, IMAGE),
+    Check("root-interpreters", NOTE, "leave out interpreters that the device does not need", checks_root.interpreters, IMAGE),
+    Check("root-jit", WARNING, "leave it out, or run it without its compiler", checks_root.jits, IMAGE),
+    Check("root-packed", WARNING, "unpack it: upx -d", checks_root.packed, IMAGE),
+    Check("root-fs-verity", ERROR, "seal the file again: ipe-build fsverity", checks_loader.fsverity_files),
+    Check(
+        "root-fs-verity-keys",
+        WARNING,
+        "name digests (fsverity_digest=) instead, or fill the keyring in the initramfs",
+        checks_loader.fsverity_keyring,
+    ),
+    Check("root-ima", WARNING, "sign the file again: ipe-build ima", checks_loader.ima_signatures),
+    Check("root-setuid", NOTE, "take the bit away where it is not needed", checks_root.setuid, IMAGE),
+    Check("root-overlays", WARNING, "put writable data elsewhere than over the root", checks_root.writable_mounts, IMAGE),
+    Check("private-keys", ERROR, "take the key out of the root filesystem, and treat it as lost", checks_disk.private_keys, IMAGE),
 )
 
 
@@ -159,10 +230,40 @@ def checks_table() -> str:
 
 
 def audit(facts: ImageFacts, host: Host) -> AuditReport:
-    """Returns the report: every check of the table on these facts, in the table's order. Names out of the image are made printable."""
-    findings = [
-        Finding(check.id, check.severity, outcome.verdict, printable(outcome.subject), printable(outcome.why), check.hint)
-        for check in CHECKS
-        for outcome in check.look(facts, host)
-    ]
-    return AuditReport(facts.image.name, tuple(findings))
+    """Returns the report: every check of the table on these facts, in the table's order, and what each boot entry is foreseen to do.
+
+    A check of a boot entry looks at each; findings that are the same for several are one. Names out of the image are made printable.
+    """
+    views = tuple(facts.views())
+    findings = [finding for check in CHECKS for finding in _findings(check, views, host)]
+    predictions = tuple(predict(view, host) for view in views)
+    shown = tuple(
+        replace(one, entry=printable(one.entry), why=printable(one.why), enforces_why=printable(one.enforces_why)) for one in predictions
+    )
+    return AuditReport(facts.image.name, tuple(findings), shown, sealed=bool(sealed_by(facts)))
+
+
+def _findings(check: Check, views: tuple[ImageFacts, ...], host: Host) -> Iterator[Finding]:
+    """Yields what a check finds, each finding once, with the boot entries that it is true of."""
+    found: dict[Outcome, list[str]] = {}
+    for view in views if check.scope is Scope.ENTRY else views[:1]:
+        for outcome in _outcomes(check, view, host):
+            names = found.setdefault(outcome, [])
+            if check.scope is Scope.ENTRY and view.boot_entry is not None:
+                names.append(printable(view.entry_name))
+    for outcome, names in found.items():
+        subject, why = printable(outcome.subject), printable(outcome.why)
+        yield Finding(check.id, check.severity, outcome.verdict, subject, why, check.hint, tuple(dict.fromkeys(names)))
+
+
+def _outcomes(check: Check, view: ImageFacts, host: Host) -> Iterator[Outcome]:
+    """Yields what a check says of one view. What it would want of keys is not wanted of a sealed image."""
+    reason = sealed_by(view) if check.needs is Needs.KEYS else ""
+    if reason:
+        yield good(check.id.replace("-", " "), f"not needed: sealed ({reason})")
+        return
+    try:
+        yield from check.look(view, host)
+    except IpeBuildError as error:
+        # A file of the image that only this check reads is damaged: the others still look.
+        yield unknown(check.id.replace("-", " "), error.message)

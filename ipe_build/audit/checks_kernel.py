@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
 Look = Callable[[ImageFacts, "Host"], Iterator[Outcome]]
 _SOON = timedelta(days=90)
-_FILESYSTEM_SYMBOLS = {"erofs": "EROFS_FS", "squashfs": "SQUASHFS", "ext4": "EXT4_FS"}
-_HASH_SYMBOLS = {
+FILESYSTEM_SYMBOLS = {"erofs": "EROFS_FS", "squashfs": "SQUASHFS", "ext4": "EXT4_FS"}
+HASH_SYMBOLS = {
     "sha1": "CRYPTO_SHA1",
     "sha256": "CRYPTO_SHA256",
     "sha224": "CRYPTO_SHA256",
@@ -99,8 +99,11 @@ def lsm_order(kernel: KernelView) -> Iterator[Outcome]:
 
 def architecture(facts: ImageFacts, host: Host) -> Iterator[Outcome]:
     """Looks whether kernel and root partition are for the same architecture."""
-    if facts.kernel is None or facts.root is None or facts.root.data is None:
+    if facts.kernel is None or facts.root is None:
         yield unknown("architecture", "the kernel or the root partition could not be read")
+        return
+    if facts.root.data is None:
+        yield good("architecture", f"{facts.kernel.architecture}; a root filesystem in a file names none")
         return
     named = facts.root.data.name.removeprefix("root-") if facts.root.data.name.startswith("root-") else ""
     if named and named != facts.kernel.architecture:
@@ -195,7 +198,7 @@ def root_filesystem_driver(facts: ImageFacts, host: Host) -> Iterator[Outcome]:
     if config is None or facts.files is None:
         yield unknown("filesystem driver", "the kernel's configuration or the root filesystem could not be read")
         return
-    symbol = _FILESYSTEM_SYMBOLS.get(facts.files.filesystem, "")
+    symbol = FILESYSTEM_SYMBOLS.get(facts.files.filesystem, "")
     built_in = bool(symbol) and config.get(symbol) == "y"
     yield (good if built_in else bad)(
         f"CONFIG_{symbol}", "is built in" if built_in else f"is {config.get(symbol)}: the root cannot be mounted"
@@ -208,7 +211,7 @@ def verity_hash_driver(facts: ImageFacts, host: Host) -> Iterator[Outcome]:
     if config is None or facts.superblock is None:
         yield unknown("hash algorithm", "the kernel's configuration or the superblock could not be read")
         return
-    symbol = _HASH_SYMBOLS.get(facts.superblock.algorithm)
+    symbol = HASH_SYMBOLS.get(facts.superblock.algorithm)
     if symbol is None:
         yield unknown("hash algorithm", f"which symbol {facts.superblock.algorithm} needs is not known")
     else:

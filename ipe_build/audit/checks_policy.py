@@ -6,13 +6,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from ipe_build.audit.checks_disk import stored_root_hash
+from ipe_build.audit.checks_disk import root_facts
 from ipe_build.audit.facts import ImageFacts
 from ipe_build.audit.outcome import Outcome, bad, good, unknown
+from ipe_build.audit.sealed import enabled_in, sealed_by
 from ipe_build.errors import IpeBuildError
 from ipe_build.formats.cms import decode_signed_data
 from ipe_build.policy.evaluate import evaluate
-from ipe_build.policy.facts import NO_FILE, Digest, Facts
+from ipe_build.policy.facts import NO_FILE, Facts
 from ipe_build.policy.findings import Severity, Target
 from ipe_build.policy.lint import check
 from ipe_build.policy.model import Policy
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from ipe_build.host import Host
 
 POLICY_FOLDERS = ("etc/ipe", "usr/local/lib/ipe", "usr/lib/ipe")
+MAX_POLICY_BYTES = 1 << 20
 _INITRAMFS = Facts(boot_verified=True)
 _STRANGER = Facts()
 """A file of the initramfs, and a file that nothing vouches for (a tmpfs, say)."""
@@ -79,16 +81,14 @@ def boot_policy_initramfs(facts: ImageFacts, host: Host) -> Iterator[Outcome]:
 
 def signed_policies(facts: ImageFacts) -> tuple[SignedPolicy, ...]:
     """Returns the signed policies in the initramfs, then those in the folders of the root that systemd and ipe-init look into."""
-    found = [_opened(f"initramfs: {one.path}", one.data) for one in facts.initramfs or () if one.path.endswith(".p7b")]
+    found = [opened(f"initramfs: {one.path}", one.data) for one in facts.initramfs or () if one.path.endswith(".p7b")]
     if facts.files is not None:
-        root = facts.files.folder
         for folder in POLICY_FOLDERS:
-            files = (path for path in sorted((root / folder).glob("*.p7b")) if path.is_file() and not path.is_symlink())
-            found += [_opened(path.relative_to(root).as_posix(), path.read_bytes()) for path in files]
+            found += [opened(one.path, one.read(MAX_POLICY_BYTES)) for one in facts.files.tree.below(folder, ".p7b")]
     return tuple(found)
 
 
-def _opened(path: str, raw: bytes) -> SignedPolicy:
+def opened(path: str, raw: bytes) -> SignedPolicy:
     """Returns a signed policy file with the text inside."""
     try:
         text = decode_signed_data(raw).content
@@ -109,7 +109,15 @@ def _each(facts: ImageFacts) -> Iterator[SignedPolicy | Outcome]:
 
 
 def _each_parsed(facts: ImageFacts) -> Iterator[tuple[str, Policy] | Outcome]:
-    """Yields path and parsed policy of those that parse; the others are the parse check's business."""
+    """Yields path and parsed policy of those that parse; the others are the parse check's business.
+
+    In a sealed image the boot policy stays in force, so it is the one.
+    """
+    if sealed_by(facts):
+        boot = _boot_policy(facts)
+        if boot is not None:
+            yield "boot policy", boot
+        return
     for one in _each(facts):
         if isinstance(one, Outcome):
             yield one
@@ -165,16 +173,15 @@ def device_policy_denies(facts: ImageFacts, host: Host) -> Iterator[Outcome]:
 
 def device_policy_root(facts: ImageFacts, host: Host) -> Iterator[Outcome]:
     """Looks whether each device policy lets programs of the verity root run."""
-    stored = stored_root_hash(facts)
-    if stored is None:
-        yield unknown("device policy", "the signature partition names no root hash")
+    on_root = root_facts(facts, trusted=True)
+    if on_root is None:
+        yield unknown("device policy", "nothing names the root hash")
         return
-    on_root = Facts(root_hash=Digest(b"sha256", stored.root_hash), root_hash_signed=True)
     for one in _each_parsed(facts):
         if isinstance(one, Outcome):
             yield one
             continue
-        decision = evaluate(one[1], Operation.EXECUTE, on_root)
+        decision = evaluate(one[1], Operation.EXECUTE, on_root, enabled_in(facts))
         outcome = good if decision.action is Action.ALLOW else bad
         yield outcome(f"{one[0]}: a program of the root", f"{decision.action} by {decision.audit_rule}")
 
@@ -185,7 +192,7 @@ def final_policy(facts: ImageFacts, host: Host) -> Iterator[Outcome]:
         if isinstance(one, Outcome):
             yield one
             continue
-        decision = evaluate(one[1], Operation.EXECUTE, _INITRAMFS)
+        decision = evaluate(one[1], Operation.EXECUTE, _INITRAMFS, enabled_in(facts))
         outcome = bad if decision.action is Action.ALLOW else good
         yield outcome(f"{one[0]}: a program of the initramfs", f"{decision.action} by {decision.audit_rule}")
 
@@ -231,6 +238,9 @@ def boot_policy_lint(facts: ImageFacts, host: Host) -> Iterator[Outcome]:
 
 def device_policy_lint(facts: ImageFacts, host: Host) -> Iterator[Outcome]:
     """Looks what the linter says of each device policy, for this very kernel, after the boot policy."""
+    if sealed_by(facts):
+        yield good("device policy", "not needed: sealed, the boot policy stays in force")
+        return
     for one in _each(facts):
         if isinstance(one, Outcome):
             yield one

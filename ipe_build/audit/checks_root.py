@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from ipe_build.audit.checks_disk import stored_root_hash
+from ipe_build.audit.checks_disk import root_facts
 from ipe_build.audit.checks_policy import device_policies
 from ipe_build.audit.facts import ImageFacts, RootFiles
 from ipe_build.audit.outcome import Outcome, bad, good, unknown
+from ipe_build.audit.sealed import enabled_in
 from ipe_build.policy.evaluate import evaluate
-from ipe_build.policy.facts import NO_FILE, Digest, Facts
+from ipe_build.policy.facts import NO_FILE, Facts
 from ipe_build.policy.properties import Action, Operation
-from ipe_build.policy.survey import Kind, Trait
+from ipe_build.policy.survey import Entry, Kind, Trait
 
 if TYPE_CHECKING:
     from ipe_build.host import Host
@@ -44,29 +46,26 @@ def _named(found: list[str], why: str, fine: str) -> Iterator[Outcome]:
         yield good("root filesystem", fine)
 
 
-def _root_facts(facts: ImageFacts) -> Facts | None:
-    """Returns what the kernel will know of every file of this root."""
-    stored = stored_root_hash(facts)
-    if stored is None or facts.superblock is None:
-        return None
-    return Facts(root_hash=Digest(facts.superblock.algorithm.encode(), stored.root_hash), root_hash_signed=True)
+def with_verity(known: Facts, entry: Entry) -> Facts:
+    """Returns what the kernel knows of a file: that of the root, and what fs-verity says of the file itself."""
+    return replace(known, fsverity_digest=entry.facts.fsverity_digest, fsverity_signed=entry.facts.fsverity_signed)
 
 
 def _admitted(facts: ImageFacts, kinds: tuple[Kind, ...], what: str) -> Iterator[Outcome]:
     """Yields, for every file of these kinds, whether some device policy denies it."""
-    files, known = _files(facts), _root_facts(facts)
+    files, known = _files(facts), root_facts(facts, trusted=True)
     if isinstance(files, Outcome):
         yield files
         return
     policies = device_policies(facts)
     if known is None or not policies:
-        yield unknown(what, "the device policy or the signature partition could not be read")
+        yield unknown(what, "the device policy or the root hash could not be read")
         return
     entries = [entry for entry in files.survey.entries if entry.kind in kinds]
     denied = []
     for entry in entries:
         for policy in policies:
-            if evaluate(policy, _OPERATIONS[entry.kind], known).action is Action.DENY:
+            if evaluate(policy, _OPERATIONS[entry.kind], with_verity(known, entry), enabled_in(facts)).action is Action.DENY:
                 denied.append(entry.path)
                 break
     yield from _named(denied, "is denied by the device policy", f"the policy allows all {len(entries)} {what}")
@@ -110,7 +109,7 @@ def modules_from_buffer(facts: ImageFacts, host: Host) -> Iterator[Outcome]:
         yield files
         return
     insmod = [name for name in ("sbin/insmod", "bin/insmod", "usr/sbin/insmod") if _is_busybox(files, name)]
-    kmod = any((files.folder / name).exists() for name in ("bin/kmod", "usr/bin/kmod"))
+    kmod = any(files.tree.find(name) is not None for name in ("bin/kmod", "usr/bin/kmod"))
     denied = [one for one in device_policies(facts) if evaluate(one, Operation.KMODULE, NO_FILE).action is Action.DENY]
     if files.modules and insmod and not kmod and denied:
         yield bad(insmod[0], "is BusyBox's: where it does not use finit_module the policy denies the module")
@@ -119,8 +118,9 @@ def modules_from_buffer(facts: ImageFacts, host: Host) -> Iterator[Outcome]:
 
 
 def _is_busybox(files: RootFiles, name: str) -> bool:
-    path = files.folder / name
-    return path.is_symlink() and path.readlink().name == "busybox"
+    parent = files.tree.find(name.rpartition("/")[0])
+    there = files.tree.by_path.get(f"{parent.path}/{name.rpartition('/')[2]}") if parent is not None else None
+    return there is not None and there.target.rpartition("/")[2] == "busybox"
 
 
 def probes_absent(facts: ImageFacts, host: Host) -> Iterator[Outcome]:
@@ -130,7 +130,9 @@ def probes_absent(facts: ImageFacts, host: Host) -> Iterator[Outcome]:
         yield files
         return
     yield from _named(
-        [PROBES] if (files.folder / PROBES).is_dir() else [], "holds the probe program and module fixtures", "it holds no probe program"
+        [PROBES] if any(one.path.startswith(PROBES) for one in files.tree) else [],
+        "holds the probe program and module fixtures",
+        "it holds no probe program",
     )
 
 

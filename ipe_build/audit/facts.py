@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+import os
+import stat
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
 from pathlib import Path
+from typing import cast
 
 from cryptography import x509
 
+from ipe_build.audit.file_tree import FileTree, TreeFile
 from ipe_build.formats.cpio import CpioEntry
 from ipe_build.formats.dotconfig import DotConfig
 from ipe_build.formats.gpt import Partition, PartitionTable
+from ipe_build.formats.initramfs import Initramfs
 from ipe_build.formats.verity import Superblock
 from ipe_build.policy.survey import Survey
 from ipe_build.policy.versions import KernelVersion
@@ -36,21 +42,56 @@ class KernelView:
     command_line: str | None
 
 
+class EntryKind(StrEnum):
+    """What names kernel, initramfs and command line."""
+
+    CONF = "boot entry"
+    UKI = "unified kernel image"
+    GIVEN = "given"
+
+
+@dataclass(frozen=True, slots=True)
+class UkiFacts:
+    """A unified kernel image: its sections' names, whether it carries a command line, who signed it, and its SHA-256 Authenticode digest.
+
+    `signers` are the subjects of those whose signature is over this very image; `problem` says why one is not ("" otherwise).
+    """
+
+    sections: tuple[str, ...]
+    has_command_line: bool
+    signed: bool
+    signers: tuple[str, ...]
+    problem: str
+    digest: bytes
+    os_release: Mapping[str, str]
+
+
 @dataclass(frozen=True, slots=True)
 class BootEntry:
-    """What the firmware or boot loader starts: the kernel's and the initramfs's bytes and the command line."""
+    """What the firmware or boot loader starts: the kernel's and the initramfs's bytes and the command line.
+
+    `name` is its file's in the EFI system partition (`/loader/entries/demo.conf`), `default` whether it starts when nobody chooses.
+    """
 
     kernel: bytes
     initramfs: bytes
     command_line: str
+    name: str = "given"
+    kind: EntryKind = EntryKind.GIVEN
+    default: bool = True
+    uki: UkiFacts | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class EspFacts:
-    """What else is in the EFI system partition: all files (`/EFI/BOOT/BOOTX64.EFI`), and loader/loader.conf's text ("" without it)."""
+    """What else is in the EFI system partition: all files (`/EFI/BOOT/BOOTX64.EFI`), and loader/loader.conf's text ("" without it).
+
+    `loader_is_uki` says that what firmware starts by default is itself a unified kernel image.
+    """
 
     files: tuple[str, ...]
     loader_conf: str
+    loader_is_uki: bool = False
 
     @property
     def entries(self) -> tuple[str, ...]:
@@ -59,15 +100,41 @@ class EspFacts:
 
 
 @dataclass(frozen=True, slots=True)
+class Region:
+    """Where bytes lie: part of a file (all of it: offset 0 and its size)."""
+
+    path: Path
+    offset_bytes: int
+    size_bytes: int
+
+    def read(self, offset: int, length: int) -> bytes:
+        """Returns that many bytes, fewer only at the region's end. Raises: OSError."""
+        length = min(length, self.size_bytes - offset)
+        if offset < 0 or length <= 0:
+            return b""
+        descriptor = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        try:
+            return os.pread(descriptor, length, self.offset_bytes + offset)
+        finally:
+            os.close(descriptor)
+
+
+@dataclass(frozen=True, slots=True)
 class RootPartitions:
-    """The three partitions of the verity root, each copied to a file of its own; None where there is none."""
+    """The verity root: its partitions (None for those that are not on a disk with a table), and where their bytes lie.
+
+    `hash_region` may be `data_region` itself, then the tree begins `hash_offset` bytes into it. `named_hash` is a root hash that was
+    given with the image.
+    """
 
     data: Partition | None
     hash: Partition | None
     signature: Partition | None
-    data_file: Path | None
-    hash_file: Path | None
+    data_region: Region | None
+    hash_region: Region | None
     signature_bytes: bytes | None
+    hash_offset: int = 0
+    named_hash: bytes | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,19 +150,38 @@ class ModuleView:
 
 @dataclass(frozen=True, slots=True)
 class RootFiles:
-    """The root filesystem's files: copied to `folder`; what matters to a policy; its kernel modules; its filesystem's name and size."""
+    """The files of the root filesystem, its name and size, what matters to a policy; `modules` as the kernel of an entry sees them."""
 
-    folder: Path
+    tree: FileTree
     filesystem: str
     size_bytes: int
     survey: Survey
     modules: tuple[ModuleView, ...]
-    setuid: tuple[str, ...]
+
+    @property
+    def setuid(self) -> tuple[str, ...]:
+        """Returns the files that run with their owner's or group's rights."""
+        return tuple(one.path for one in self.tree if one.is_file and one.mode & 0o6000)
+
+
+@dataclass(frozen=True, slots=True)
+class EntryView:
+    """What a boot entry makes of the image: its kernel, its initramfs, and what that kernel answers to the root's modules."""
+
+    boot_entry: BootEntry
+    kernel: KernelView | None
+    initramfs: tuple[CpioEntry, ...] | None
+    archive: Initramfs | None
+    modules: tuple[ModuleView, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class ImageFacts:
-    """An image taken apart. `unreadable` says which part failed and why; a part that is None is not there, or failed."""
+    """An image taken apart, as seen from the boot entry that starts when nobody chooses; `others` are the further ones.
+
+    `unreadable` says which part failed and why; a part that is None is not there, or failed. `initramfs` is what
+    lies in the root after unpacking, `archive` how it was packed.
+    """
 
     image: Path
     table: PartitionTable | None = None
@@ -105,8 +191,41 @@ class ImageFacts:
     boot_entry: BootEntry | None = None
     kernel: KernelView | None = None
     initramfs: tuple[CpioEntry, ...] | None = None
+    archive: Initramfs | None = None
     files: RootFiles | None = None
     unreadable: Mapping[str, str] = field(default_factory=dict)
+    others: tuple[EntryView, ...] = ()
+    memo: dict[object, object] = field(default_factory=dict, compare=False, repr=False)
+    """What is costly to find out, kept by what it depends on; the views of one image share it."""
+
+    def views(self) -> Iterator[ImageFacts]:
+        """Yields the image as each boot entry sees it, the default one first."""
+        yield self
+        for one in self.others:
+            yield replace(
+                self,
+                boot_entry=one.boot_entry,
+                kernel=one.kernel,
+                initramfs=one.initramfs,
+                archive=one.archive,
+                files=replace(self.files, modules=one.modules) if self.files is not None else None,
+            )
+
+    @property
+    def entry_name(self) -> str:
+        """Returns the name of the boot entry that this is seen from; "" when there is none."""
+        return self.boot_entry.name if self.boot_entry is not None else ""
+
+    def find_in_initramfs(self, path: str) -> TreeFile | None:
+        """Returns what a path leads to in the unpacked initramfs, symbolic links followed."""
+        if self.initramfs is None:
+            return None
+        key = ("initramfs", id(self.initramfs))
+        if key not in self.memo:
+            # The entries are kept with their tree: their identity stays theirs as long as it is asked for.
+            self.memo[key] = (self.initramfs, FileTree.of(_of_member(one) for one in self.initramfs))
+        _, tree = cast(tuple[object, FileTree], self.memo[key])
+        return tree.find(path)
 
     def initramfs_config(self) -> Mapping[str, tuple[str, ...]] | None:
         """Returns the settings of /etc/ipe-init.conf (a name may come more than once), None when the initramfs has none."""
@@ -119,3 +238,11 @@ class ImageFacts:
             if separator and not line.lstrip().startswith("#"):
                 found[name.strip()] = (*found.get(name.strip(), ()), value.strip())
         return found
+
+
+def _of_member(one: CpioEntry) -> TreeFile:
+    """Returns a member of an initramfs as a file of a tree."""
+    target = one.data.decode("utf-8", "surrogateescape") if stat.S_ISLNK(one.mode) else ""
+    return TreeFile(
+        one.path, one.mode, len(one.data), one.uid, one.gid, target, read_at=lambda offset, length: one.data[offset : offset + length]
+    )

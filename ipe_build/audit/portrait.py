@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec, ed448, ed25519, rsa
 
-from ipe_build.audit.checks_disk import stored_root_hash
+from ipe_build.audit.checks_disk import root_hash_of
 from ipe_build.audit.facts import ImageFacts
+from ipe_build.audit.sealed import sealed_by
 from ipe_build.audit.tree import PolicyInForce, Program, boot_policy_of, device_policy_of, programs_of
 
 
@@ -59,7 +60,8 @@ def portrait_of(facts: ImageFacts) -> Portrait:
     """Returns what the report shows; to be made while the facts' scratch files are there."""
     programs = programs_of(facts)
     boot, device = boot_policy_of(facts), device_policy_of(facts)
-    policies = tuple(_policy(role, one) for role, one in (("boot policy", boot), ("device policy", device)) if one is not None)
+    roles = (("boot policy", boot), ("device policy", None if sealed_by(facts) else device))
+    policies = tuple(_policy(role, one) for role, one in roles if one is not None)
     kernel = facts.kernel
     certificates = () if kernel is None else (*((one, False) for one in kernel.certificates), *((one, True) for one in kernel.revoked))
     return Portrait(
@@ -78,14 +80,15 @@ def _captions(
     facts: ImageFacts, boot: PolicyInForce | None, device: PolicyInForce | None, programs: tuple[Program, ...]
 ) -> tuple[str | None, ...]:
     """Returns the line below each node of the chain."""
-    kernel, stored = facts.kernel, stored_root_hash(facts)
+    kernel, stored = facts.kernel, root_hash_of(facts)
+    sealed = bool(sealed_by(facts))
     return (
-        None if kernel is None else _plural(len(kernel.certificates), "certificate"),
+        None if kernel is None else "none needed: sealed" if sealed else _plural(len(kernel.certificates), "certificate"),
         None if kernel is None else f"{kernel.version} {kernel.architecture}",
         _title(boot),
         None if facts.initramfs is None else _plural(len(facts.initramfs), "entry", "entries"),
-        _title(device),
-        None if stored is None else f"{stored.root_hash.hex()[:12]}…",
+        "none: the boot policy stays" if sealed else _title(device),
+        None if stored is None else f"{stored.value.hex()[:12]}…",
         None if facts.files is None else _plural(len(programs), "executable"),
     )
 
@@ -104,14 +107,14 @@ def _title(policy: PolicyInForce | None) -> str | None:
 def _kernel(facts: ImageFacts) -> tuple[tuple[str, str], ...]:
     """Returns names and values about what starts and what is protected."""
     rows: list[tuple[str, str]] = []
-    kernel, stored = facts.kernel, stored_root_hash(facts)
+    kernel, stored = facts.kernel, root_hash_of(facts)
     if kernel is not None:
         rows.append(("Kernel", f"{kernel.release} {kernel.architecture}"))
         rows.append(("Security modules", ", ".join(kernel.lsms) if kernel.lsms is not None else "their order was not found"))
     if facts.boot_entry is not None:
         rows.append(("Command line", facts.boot_entry.command_line or "empty"))
     if stored is not None:
-        rows.append(("Root hash", stored.root_hash.hex()))
+        rows.append(("Root hash", f"{stored.value.hex()} (named by {stored.source})"))
     if facts.superblock is not None:
         superblock = facts.superblock
         rows.append(("Hash tree", f"{superblock.algorithm}, {superblock.data_blocks} blocks of {superblock.data_block_size} bytes"))

@@ -74,6 +74,11 @@ def _rule(check: Check) -> dict[str, object]:
     }
 
 
+def _entries(finding: Finding) -> str:
+    """Returns the boot entries that a finding is true of."""
+    return f" (boot entry {', '.join(map(printable, finding.entries))})" if finding.entries else ""
+
+
 def _result(finding: Finding, rules: dict[str, int], uri: str) -> dict[str, object]:
     """Returns a finding as a result. The fingerprint is over check and subject: the same trouble for another reason stays one alert."""
     failed = finding.verdict is Verdict.FAIL
@@ -83,7 +88,9 @@ def _result(finding: Finding, rules: dict[str, int], uri: str) -> dict[str, obje
         **({"ruleIndex": rules[finding.check]} if finding.check in rules else {}),
         "kind": _KIND[finding.verdict],
         "level": str(finding.severity) if failed else "none",
-        "message": {"text": f"{subject}: {why}" + (f". To do: {printable(finding.hint)}" if failed and finding.hint else "")},
+        "message": {
+            "text": f"{subject}: {why}{_entries(finding)}" + (f". To do: {printable(finding.hint)}" if failed and finding.hint else "")
+        },
         "locations": [
             {
                 "physicalLocation": {"artifactLocation": {"uri": uri, "index": 0}},

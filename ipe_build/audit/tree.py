@@ -11,24 +11,23 @@ import stat
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from enum import StrEnum
-from pathlib import Path
 
-from ipe_build.audit.checks_disk import stored_root_hash
+from ipe_build.audit.checks_disk import root_facts
 from ipe_build.audit.checks_policy import signed_policies
+from ipe_build.audit.checks_root import PROBES, with_verity
 from ipe_build.audit.facts import ImageFacts, KernelView, ModuleView
-from ipe_build.errors import IpeBuildError
+from ipe_build.audit.sealed import sealed_by
 from ipe_build.policy.classify import OPERATION_OF_KIND, classify
 from ipe_build.policy.evaluate import Enabled, all_enabled, decide
-from ipe_build.policy.facts import NO_FILE, Digest, Facts
+from ipe_build.policy.facts import NO_FILE, Facts
 from ipe_build.policy.model import Policy
 from ipe_build.policy.parser import Role, parse
 from ipe_build.policy.properties import Action
 from ipe_build.policy.survey import Entry, Kind
-from ipe_build.signing.profiles import PROFILES, root_hash_payload
-from ipe_build.signing.verify import verify_signature
 
-_DIGEST_NAME_OF_SIZE = {32: b"sha256", 48: b"sha384", 64: b"sha512"}
 _LOADER = "kernel module loader"
+PROBE_FIXTURE = "probe fixture"
+"""Unsigned and foreign modules that lie beside the probe program, so that a boot can show their refusal."""
 
 
 class Place(StrEnum):
@@ -58,13 +57,17 @@ class Ruling:
 
 @dataclass(frozen=True, slots=True)
 class Program:
-    """A file that the kernel asks IPE about: an ELF file, a script, a module, firmware, … `path` begins with a slash."""
+    """A file that the kernel asks IPE about: an ELF file, a script, a module, firmware, … `path` begins with a slash.
+
+    `note` says what a person would stumble over otherwise.
+    """
 
     place: Place
     path: str
     kind: Kind
     size_bytes: int
     ruling: Ruling
+    note: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,9 +88,14 @@ def boot_policy_of(facts: ImageFacts) -> PolicyInForce | None:
 
 
 def device_policy_of(facts: ImageFacts) -> PolicyInForce | None:
-    """Returns the policy that the initramfs activates last; without such a setting the first signed one that there is, else None."""
+    """Returns the policy that the initramfs activates last; without such a setting the first signed one that there is, else None.
+
+    In a sealed image that is the boot policy.
+    """
     if facts.kernel is None:
         return None
+    if sealed_by(facts):
+        return boot_policy_of(facts)
     by_path = {one.path: one.text for one in signed_policies(facts) if one.text is not None}
     named = ((facts.initramfs_config() or {}).get("policy") or ("",))[-1]
     wanted = f"initramfs: {named.removeprefix('initramfs:').lstrip('/')}" if named.startswith("initramfs:") else named.lstrip("/")
@@ -106,16 +114,15 @@ def _in_root(facts: ImageFacts) -> Iterator[Program]:
     if facts.files is None:
         return
     policy = device_policy_of(facts) or boot_policy_of(facts)
-    sizes = _sizes(facts.files.folder)
+    sizes = {os.fsencode(one.path).decode("utf-8", "backslashreplace"): one.size_bytes for one in facts.files.tree}
     modules = {module.path: module for module in facts.files.modules}
-    root_hash, signed = _root_hash(facts)
+    of_root = root_facts(facts) or Facts()
     for entry in facts.files.survey.entries:
-        known = replace(entry.facts, root_hash=root_hash, root_hash_signed=signed)
-        ruling = _ruling(policy, replace(entry, facts=known), facts.kernel)
+        ruling = _ruling(policy, replace(entry, facts=with_verity(of_root, entry)), facts.kernel)
         refused = _refused_by_loader(modules.get(entry.path), facts)
-        yield Program(
-            Place.ROOT, f"/{entry.path}", entry.kind, sizes.get(entry.path, 0), refused if refused and _admits(ruling) else ruling
-        )
+        note = PROBE_FIXTURE if entry.path.startswith(PROBES) else ""
+        decided = refused if refused and _admits(ruling) else ruling
+        yield Program(Place.ROOT, f"/{entry.path}", entry.kind, sizes.get(entry.path, 0), decided, note)
 
 
 def _in_initramfs(facts: ImageFacts) -> Iterator[Program]:
@@ -157,33 +164,3 @@ def _refused_by_loader(module: ModuleView | None, facts: ImageFacts) -> Ruling |
     if module.errno == "EKEYREJECTED" and not forced:
         return None
     return Ruling(Answer.REFUSED, _LOADER, f"{module.errno}: {module.reason}")
-
-
-def _root_hash(facts: ImageFacts) -> tuple[Digest | None, bool]:
-    """Returns the root hash as policies name it, and whether this kernel takes its signature."""
-    stored = stored_root_hash(facts)
-    if stored is None:
-        return None, False
-    algorithm = (
-        facts.superblock.algorithm.encode() if facts.superblock is not None else _DIGEST_NAME_OF_SIZE.get(len(stored.root_hash), b"")
-    )
-    digest = Digest(algorithm, stored.root_hash)
-    if facts.kernel is None:
-        return digest, False
-    try:
-        verify_signature(PROFILES["dm-verity-root-hash"], root_hash_payload(stored.root_hash), stored.signature, facts.kernel.certificates)
-    except IpeBuildError:
-        return digest, False
-    return digest, True
-
-
-def _sizes(folder: Path) -> dict[str, int]:
-    """Returns the size of each regular file, by its path as the survey writes it."""
-    found: dict[str, int] = {}
-    for parent, _folders, names in os.walk(folder):
-        for name in names:
-            path = Path(parent, name)
-            status = path.lstat()
-            if stat.S_ISREG(status.st_mode):
-                found[os.fsencode(path.relative_to(folder)).decode("utf-8", "backslashreplace")] = status.st_size
-    return found

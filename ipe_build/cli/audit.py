@@ -12,8 +12,12 @@ from ipe_build.host import Host
 
 def configure(parser: ArgumentParser) -> None:
     """Adds the verb's words to its parser."""
-    parser.add_argument("image", nargs="?", type=Path, help="a disk image")
+    parser.add_argument(
+        "image", nargs="*", type=Path, help="a disk image, or its parts: root, hash tree, signature, ESP, kernel, initramfs, UKI"
+    )
     parser.add_argument("--kernel", type=Path, help="the kernel that will start it, instead of the one that its boot entry names")
+    parser.add_argument("--initramfs", type=Path, action="append", default=[], help="likewise the initramfs; several follow each other")
+    parser.add_argument("--command-line", metavar="WORDS", help="likewise the kernel's command line")
     parser.add_argument("--html", type=Path, metavar="REPORT", help="also write one page for people that needs no network")
     parser.add_argument("--sarif", type=Path, metavar="OUT", help="also write what did not pass as SARIF 2.1.0, for CI systems")
     parser.add_argument("--force", action="store_true", help="replace REPORT and OUT when they exist")
@@ -32,12 +36,15 @@ def run(arguments: Namespace, host: Host) -> Outcome:
 
         schema = report_schema()
         return Outcome(schema, json.dumps(schema, indent=2))
-    if arguments.image is None:
+    if not arguments.image and arguments.kernel is None:
         raise UsageError("wanted an IMAGE to audit, or --schema", where="ipe-build audit")
+    images = arguments.image or [arguments.kernel]
     for path in (arguments.html, arguments.sarif):
         if path is not None and path.exists() and not arguments.force:
             raise OutputError("exists already and is left as it is", where=str(path), hint="name another file, or say --force")
-    report, portrait = audit_image(arguments.image, host, kernel=arguments.kernel)
+    report, portrait = audit_image(
+        images, host, kernel=arguments.kernel, initramfs=arguments.initramfs, command_line=arguments.command_line
+    )
     if arguments.html is not None:
         from ipe_build.audit.html import render_html
 
@@ -46,7 +53,7 @@ def run(arguments: Namespace, host: Host) -> Outcome:
     if arguments.sarif is not None:
         from ipe_build.audit.sarif import sarif_value
 
-        _write(arguments.sarif, json.dumps(sarif_value(report, arguments.image), indent=2) + "\n", arguments.force, host)
+        _write(arguments.sarif, json.dumps(sarif_value(report, images[0]), indent=2) + "\n", arguments.force, host)
     return Outcome(report.to_json(), render_text(report), ExitStatus.FINDING if report.failed else ExitStatus.OK)
 
 

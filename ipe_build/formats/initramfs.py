@@ -34,11 +34,16 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Initramfs:
-    """What lies in the root after unpacking, sorted by path. `error` is what the kernel stops at ("" when it reads it to its end)."""
+    """What lies in the root after unpacking, sorted by path. `error` is what the kernel stops at ("" when it reads it to its end).
+
+    `incomplete` are members whose content is cut short, `replaced` paths that came more than once, the last one counting.
+    """
 
     entries: tuple[CpioEntry, ...]
     parts: tuple[Part, ...]
     error: str
+    incomplete: tuple[str, ...] = ()
+    replaced: tuple[str, ...] = ()
 
     def find(self, path: str) -> CpioEntry | None:
         """Returns the member at a path without a slash in front."""
@@ -59,7 +64,7 @@ def unpack_initramfs(data: bytes, *, max_bytes: int = MAX_UNPACKED_BYTES) -> Ini
     except _StopError as stop:
         error = str(stop)
         parts += stop.parts
-    return Initramfs(root.entries(), tuple(parts), error)
+    return Initramfs(root.entries(), tuple(parts), error, tuple(root.incomplete), tuple(dict.fromkeys(root.replaced)))
 
 
 class _StopError(Exception):
@@ -160,6 +165,8 @@ def _member(view: memoryview, offset: int, root: _Root) -> int:
         content = content.split(b"\0", 1)[0]
         if data_at + size > len(view):
             return end
+    if data_at + size > len(view):
+        root.incomplete.append(name)
     root.put(CpioEntry(name, mode, content, uid, gid, mtime, nlink, (rmajor, rminor), ino, (major, minor)))
     if stat.S_ISREG(mode) and head[:6] == MAGIC_CHECKED and sum(content) & 0xFFFFFFFF != check:
         raise _StopError(f"offset {offset:#x}: bad data checksum of {name}")
@@ -196,6 +203,8 @@ class _Root:
 
     def __init__(self) -> None:
         self.members = 0
+        self.incomplete: list[str] = []
+        self.replaced: list[str] = []
         self._top = _Node(CpioEntry("", stat.S_IFDIR | 0o755), {}, own=False)
         self._links: dict[tuple[int, int, int, int], _Node] = {}
         for path, mode in (("dev", stat.S_IFDIR | 0o755), ("dev/console", stat.S_IFCHR | 0o600), ("root", stat.S_IFDIR | 0o700)):
@@ -218,6 +227,8 @@ class _Root:
         assert names is not None
         there = names.get(name)
         kind = stat.S_IFMT(entry.mode)
+        if there is not None and there.own and not stat.S_ISDIR(entry.mode):
+            self.replaced.append(entry.path)
         if there is not None and (stat.S_ISLNK(entry.mode) or stat.S_IFMT(there.entry.mode) != kind):
             if there.names:
                 return

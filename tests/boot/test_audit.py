@@ -6,7 +6,6 @@ import io
 import json
 import os
 import shutil
-import stat
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -20,9 +19,11 @@ from cryptography.x509.oid import NameOID
 
 from ipe_build.audit.checks import CHECKS, audit, checks_table
 from ipe_build.audit.facts import ImageFacts, ModuleView
+from ipe_build.audit.file_tree import FileTree, TreeFile, VerityOfFile, file_of
 from ipe_build.audit.findings import AuditReport, Verdict
 from ipe_build.audit.report import render_summary, render_text
 from ipe_build.examine import examined
+from ipe_build.examine.root import survey_of
 from ipe_build.formats.cpio import CpioEntry, regular_file
 from ipe_build.formats.dotconfig import DotConfig
 from ipe_build.formats.gpt import Partition, PartitionTable, write_gpt
@@ -55,6 +56,8 @@ OF_THE_DEMO = {
     "root-module-loader",
     "root-probes",
     "root-interpreters",
+    "command-line-fixed",
+    "initramfs-corruption",
 }
 """What the audit says of the good demo: none of it an error, all of it true."""
 
@@ -259,6 +262,7 @@ BREAKS: tuple[tuple[str, Callable[[Path, Disk, Host], None]], ...] = (
     ("signature-fingerprint", other_fingerprint),
     ("image-readable", damaged_initramfs),
     ("image-readable", damaged_kernel),
+    ("initramfs-intact", damaged_initramfs),
 )
 
 
@@ -345,6 +349,22 @@ def surveyed(*entries: Entry, mounts: tuple[tuple[str, str], ...] = ()) -> Chang
     def change(facts: ImageFacts) -> ImageFacts:
         assert facts.files is not None
         return files(survey=Survey("erofs", (*facts.files.survey.entries, *entries), mounts))(facts)
+
+    return change
+
+
+def with_files(*some: TreeFile) -> Change:
+    def change(facts: ImageFacts) -> ImageFacts:
+        assert facts.files is not None
+        return files(tree=facts.files.tree.with_files(*some))(facts)
+
+    return change
+
+
+def archive(**changes: object) -> Change:
+    def change(facts: ImageFacts) -> ImageFacts:
+        assert facts.archive is not None
+        return replace(facts, archive=replace(facts.archive, **changes))  # type: ignore[arg-type]
 
     return change
 
@@ -438,7 +458,13 @@ MUTATIONS: tuple[tuple[str, Change], ...] = (
     ("root-modules-load", files(modules=(ModuleView("lib/modules/x.ko", "", "", "EKEYREJECTED", "unsigned"),))),
     ("root-jit", surveyed(Entry("usr/bin/node", Kind.ELF, frozenset({Trait.JIT})))),
     ("root-packed", surveyed(Entry("usr/bin/small", Kind.ELF, frozenset({Trait.UPX})))),
-    ("root-setuid", files(setuid=("bin/su",))),
+    ("root-setuid", with_files(TreeFile("bin/su", 0o104755))),
+    ("initramfs-intact", archive(error="offset 0x0: junk")),
+    ("initramfs-replaced", archive(replaced=("init",))),
+    ("policy-loader", initramfs(lambda entries: tuple(one for one in entries if one.path != "etc/ipe-init.conf"))),
+    ("root-fs-verity", with_files(replace(file_of("srv/x", b""), verity=VerityOfFile("", b"", b"", matches=False)))),
+    ("root-fs-verity-keys", kernel(boot_policy=HEADER + b"op=EXECUTE fsverity_signature=TRUE action=ALLOW\n")),
+    ("root-ima", with_files(replace(file_of("srv/x", b"x"), xattrs={"security.ima": b"\x03\x02\x04abcd\x00\x01x"}))),
     ("root-overlays", surveyed(mounts=(("/etc", "overlay"),))),
 )
 
@@ -449,17 +475,20 @@ def test_a_changed_part_is_found_by_the_check_meant_for_it(good: ImageFacts, qui
     assert check in failed(audit(change(good), quiet))
 
 
-def rewritten_policy(name: str, text: bytes | None, signer_set: str = "ipe-build") -> Callable[[Path, Host], None]:
-    """Puts another signed policy (None: no policy at all) into the extracted root filesystem."""
+Rewrite = Callable[[FileTree, Host], FileTree]
 
-    def change(rootfs: Path, host: Host) -> None:
+
+def rewritten_policy(name: str, text: bytes | None, signer_set: str = "ipe-build") -> Rewrite:
+    """Puts another signed policy (None: no policy at all) into the root filesystem."""
+
+    def change(tree: FileTree, host: Host) -> FileTree:
         from ipe_build.steps.keys import make_test_keys
 
-        policy = rootfs / "etc/ipe/ipe-policy.p7b"
-        policy.unlink()
+        new = ()
         if text is not None:
             signer = make_test_keys(signer_set, host).pair("policy").signer(host)
-            (policy.parent / name).write_bytes(sign_payload(PROFILES["ipe-policy"], text, signer))
+            new = (file_of(f"etc/ipe/{name}", sign_payload(PROFILES["ipe-policy"], text, signer)),)
+        return tree.with_files(*new, without=() if new and name == "ipe-policy.p7b" else ("etc/ipe/ipe-policy.p7b",))
 
     return change
 
@@ -470,15 +499,18 @@ GOOD = (
 )
 
 
-def put_private_key(rootfs: Path, host: Host) -> None:
+def firmware_without_a_rule(tree: FileTree, host: Host) -> FileTree:
+    """The policy GOOD says nothing of firmware, so its default decides."""
+    return rewritten_policy("ipe-policy.p7b", GOOD)(tree, host).with_files(file_of("usr/lib/firmware/radio.bin", b"\0" * 64))
+
+
+def put_private_key(tree: FileTree, host: Host) -> FileTree:
     from ipe_build.steps.keys import make_test_keys
 
-    place = rootfs / "srv/forgotten.pem"
-    place.write_bytes(make_test_keys("foreign", host).pair("module").key.read_bytes())
-    os.chmod(place, stat.S_IRUSR)
+    return tree.with_files(file_of("srv/forgotten.pem", make_test_keys("foreign", host).pair("module").key.read_bytes(), mode=0o400))
 
 
-ROOT_BREAKS: tuple[tuple[str, Callable[[Path, Host], None]], ...] = (
+ROOT_BREAKS: tuple[tuple[str, Rewrite], ...] = (
     ("device-policy-signature", rewritten_policy("ipe-policy.p7b", None)),
     ("device-policy-signature", rewritten_policy("ipe-policy.p7b", GOOD, "foreign")),
     ("device-policy-parses", rewritten_policy("other-name.p7b", GOOD)),
@@ -492,29 +524,24 @@ ROOT_BREAKS: tuple[tuple[str, Callable[[Path, Host], None]], ...] = (
     ("device-policy-lint", rewritten_policy("ipe-policy.p7b", GOOD + b"op=EXECUTE fsverity_digest=sha256:00 action=ALLOW\n")),
     ("root-programs", rewritten_policy("ipe-policy.p7b", GOOD.replace(b"EXECUTE dmverity", b"FIRMWARE dmverity"))),
     ("root-modules", rewritten_policy("ipe-policy.p7b", GOOD.replace(b"KMODULE dmverity", b"FIRMWARE dmverity"))),
+    ("root-firmware", firmware_without_a_rule),
     ("private-keys", put_private_key),
 )
 ROOT_CHECKS = tuple(check for check, _ in ROOT_BREAKS)
 
 
 @pytest.mark.parametrize(("check", "change"), ROOT_BREAKS, ids=[f"{check}-{number}" for number, check in enumerate(ROOT_CHECKS)])
-def test_a_bad_root_filesystem_is_found(image: Path, quiet: Host, check: str, change: Callable[[Path, Host], None]) -> None:
+def test_a_bad_root_filesystem_is_found(image: Path, quiet: Host, check: str, change: Rewrite) -> None:
     def changed(facts: ImageFacts) -> ImageFacts:
         assert facts.files is not None
-        change(facts.files.folder, quiet)
-        return facts
+        tree = change(facts.files.tree, quiet)
+        return files(tree=tree, survey=survey_of(tree, "erofs"))(facts)
 
     assert check in failed(judged(image, quiet, changed))
 
 
 def test_a_hostile_file_name_can_be_printed(image: Path, quiet: Host) -> None:
-    def hostile(facts: ImageFacts) -> ImageFacts:
-        assert facts.files is not None
-        place = os.fsencode(facts.files.folder) + b"/srv/\xff\x1b[2J.pem"
-        with open(place, "wb") as file:
-            file.write(b"-----BEGIN PRIVATE KEY-----\nMA==\n-----END PRIVATE KEY-----\n")
-        return facts
-
+    hostile = with_files(file_of(os.fsdecode(b"srv/\xff\x1b[2J.pem"), b"-----BEGIN PRIVATE KEY-----\nMA==\n-----END PRIVATE KEY-----\n"))
     report = judged(image, quiet, hostile)
     assert "private-keys" in failed(report)
     assert "\x1b" not in render_text(report)
@@ -524,8 +551,7 @@ def test_a_hostile_file_name_can_be_printed(image: Path, quiet: Host) -> None:
 def test_the_same_policy_signed_again_is_still_good(image: Path, quiet: Host) -> None:
     def changed(facts: ImageFacts) -> ImageFacts:
         assert facts.files is not None
-        rewritten_policy("ipe-policy.p7b", GOOD)(facts.files.folder, quiet)
-        return facts
+        return files(tree=rewritten_policy("ipe-policy.p7b", GOOD)(facts.files.tree, quiet))(facts)
 
     assert failed(judged(image, quiet, changed)) == set()
 
@@ -555,5 +581,5 @@ def test_the_documentation_has_the_table_of_checks() -> None:
 
 def test_every_check_has_an_image_that_fails_it() -> None:
     met = {check for check, _ in (*BREAKS, *MUTATIONS)} | OF_THE_DEMO | set(ROOT_CHECKS)
-    assert {check.id for check in CHECKS} - met == {"root-firmware"}
+    assert {check.id for check in CHECKS} - met == {"uki-signed", "uki-extras", "uki-credentials"}
     assert len(BREAKS) + len(MUTATIONS) + len(ROOT_CHECKS) >= 60

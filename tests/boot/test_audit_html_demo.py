@@ -14,15 +14,16 @@ from jsonschema import Draft202012Validator
 
 from ipe_build.audit.chain import LinkState, chain_of
 from ipe_build.audit.checks import audit
+from ipe_build.audit.file_tree import file_of
 from ipe_build.audit.html import render_html
 from ipe_build.audit.portrait import portrait_of
 from ipe_build.audit.schema import report_schema
 from ipe_build.audit.tree import Answer, Place, Program, programs_of
 from ipe_build.examine import examined
+from ipe_build.examine.root import survey_of
 from ipe_build.host import Host
 from ipe_build.image.disk import read_disk
-from ipe_build.policy.facts import Facts
-from ipe_build.policy.survey_image import survey
+from ipe_build.policy.survey_image import extract_filesystem
 from tests.fixtures.demo import ipe_build
 
 ELF = b"\x7fELF\x02\x01\x01" + bytes(9) + b"\x03\x00\x3e\x00" + bytes(44)
@@ -103,13 +104,14 @@ def by_path(programs: tuple[Program, ...]) -> dict[str, Program]:
     return {one.path: one for one in programs if one.place is Place.ROOT}
 
 
-def test_map_agrees_with_policy_evaluate_on_every_file(demo_build: Path, host: Host) -> None:
+def test_map_agrees_with_policy_evaluate_on_every_file(demo_build: Path, host: Host, tmp_path: Path) -> None:
+    extract_filesystem(demo_build / "demo.erofs", tmp_path / "root", host)
     done = ipe_build("policy", "evaluate", demo_build / "ipe-policy.pol", "--image", demo_build / "demo.erofs", "--json")
     assert done.returncode == 0, done.stderr
     told: list[dict[str, Any]] = json.loads(done.stdout)["files"]
     with examined(demo_build / "demo.raw", host) as facts:
         programs = by_path(programs_of(facts))
-        sizes = {path: (facts.files.folder / path[1:]).stat().st_size for path in programs}  # type: ignore[union-attr]
+    sizes = {path: (tmp_path / "root" / path[1:]).stat().st_size for path in programs}
     assert sorted(programs) == sorted(row["path"] for row in told)
     assert len(told) > 5
     loader = 0
@@ -152,12 +154,9 @@ def test_files_with_hostile_names_are_on_the_page_as_text(demo_build: Path, host
     names = [b"<script>document.title='owned'</script>".replace(b"/", b"\xe2\x81\x84"), b"stray\xff", b"line\nend", b"\xe2\x80\xaegnp.exe"]
     with examined(demo_build / "demo.raw", host) as facts:
         assert facts.files is not None
-        folder = os.fsencode(facts.files.folder / "usr/bin")
-        for name in names:
-            path = os.path.join(folder, name)
-            with open(path, "wb") as file:
-                file.write(ELF + bytes(60_000))
-        hostile = replace(facts, files=replace(facts.files, survey=survey(facts.files.folder, host, Facts())))
+        strangers = (file_of("usr/bin/" + os.fsdecode(name), ELF + bytes(60_000), mode=0o755) for name in names)
+        tree = facts.files.tree.with_files(*strangers)
+        hostile = replace(facts, files=replace(facts.files, tree=tree, survey=survey_of(tree, "erofs")))
         programs = by_path(programs_of(hostile))
         page = render_html(audit(hostile, host), portrait_of(hostile))
     page.encode("utf-8")

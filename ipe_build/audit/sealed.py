@@ -1,0 +1,45 @@
+"""Sealed images: the kernel's own policy pins the root hash, so that no key, signature or further policy is needed."""
+
+from __future__ import annotations
+
+from ipe_build.audit.checks_disk import hash_name_of, root_hash_of
+from ipe_build.audit.facts import ImageFacts
+from ipe_build.policy.evaluate import Enabled, all_enabled, decide
+from ipe_build.policy.facts import Digest, Facts
+from ipe_build.policy.model import Rule
+from ipe_build.policy.parser import Role, parse
+from ipe_build.policy.properties import Action, Operation
+
+
+def sealed_by(facts: ImageFacts) -> str:
+    """Returns the rule of the boot policy that admits programs of the root by its root hash alone, where no other policy is loaded.
+
+    Empty for an image that is not sealed: it loads a signed policy, or its root is admitted by a signature or not at all.
+    """
+    if facts.kernel is None or facts.kernel.boot_policy is None or loads_policies(facts):
+        return ""
+    policy, named = parse(facts.kernel.boot_policy, facts.kernel.version, Role.BOOT).policy, root_hash_of(facts)
+    if policy is None:
+        return ""
+    pinned = [row for row in policy.rules if any(one.property.name == "dmverity_roothash" for one in row.conditions)]
+    if not pinned:
+        return ""
+    if named is None:
+        return str(pinned[0])
+    known = Facts(root_hash=Digest(hash_name_of(facts, named.value).encode(), named.value))
+    by = decide(policy, Operation.EXECUTE, known, enabled_in(facts))
+    # A root hash that no rule names is still a sealed image, with the wrong root: its own check says so.
+    return str(by) if isinstance(by, Rule) and by.action is Action.ALLOW else str(pinned[0])
+
+
+def loads_policies(facts: ImageFacts) -> bool:
+    """Returns whether the image holds a signed policy or its initramfs is told to load one."""
+    from ipe_build.audit.checks_policy import signed_policies
+
+    return bool((facts.initramfs_config() or {}).get("policy")) or bool(signed_policies(facts))
+
+
+def enabled_in(facts: ImageFacts) -> Enabled:
+    """Returns which Kconfig symbols are on in the image's kernel; all, where it does not say."""
+    config = facts.kernel.config if facts.kernel is not None else None
+    return config.enabled if config is not None else all_enabled

@@ -1,0 +1,255 @@
+"""The files of a root filesystem: EROFS and ext4 are read where they lie; SquashFS and compressed EROFS are unpacked by their own tools.
+
+A stranger's image may say that a million files share one block, or unpack to more than there is room for: both are bounded.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import stat
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ipe_build.audit.facts import Region
+from ipe_build.audit.file_tree import FileTree, Read, TreeFile, VerityOfFile
+from ipe_build.errors import FormatError, InputError, IpeBuildError, ToolFailedError
+from ipe_build.formats.erofs import CompressedError, Erofs, ErofsInode
+from ipe_build.formats.ext4 import VERITY_FLAG, Ext4, Ext4Inode, UnsupportedError
+from ipe_build.formats.filesystem import HEAD_BYTES, FilesystemKind, filesystem_kind
+from ipe_build.formats.fsverity import DESCRIPTOR_SIZE, parse_descriptor
+
+if TYPE_CHECKING:
+    from ipe_build.host import Host
+
+MAX_UNPACKED_BYTES = 64 << 30
+"""What a tool may write to the scratch folder before it is stopped."""
+_UNPACK_TIMEOUT_S = 1800
+_SPARE_BYTES = 1 << 30
+"""Bytes that stay free on the scratch folder's disk."""
+_READ_AGAIN = 4
+_READ_MORE_BYTES = 4 << 30
+"""An image's files are read at most so often as a whole, and this much beyond: more says that they share their blocks."""
+
+
+def read_tree(region: Region, scratch: Path, host: Host) -> tuple[FilesystemKind, FileTree]:
+    """Returns the kind of a root filesystem and its files. `scratch` is an empty folder for what has to be unpacked.
+
+    Raises: InputError for a filesystem that is not known or is damaged, ToolMissingError.
+    """
+    kind = filesystem_kind(region.read(0, HEAD_BYTES))
+    if kind is None or kind not in _READERS:
+        raise InputError(f"a {kind} image cannot be looked into" if kind else "is no filesystem of a kind we know", where=str(region.path))
+    try:
+        return kind, _READERS[kind](_Budget(region), scratch, host)
+    except RecursionError:
+        raise FormatError(f"the {kind} image is nested too deeply", where=str(region.path)) from None
+
+
+class _Budget:
+    """Reads an image, and stops when far more is read than it holds. One descriptor, open as long as somebody reads."""
+
+    def __init__(self, region: Region) -> None:
+        self.region = region
+        self._descriptor = os.open(region.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        self._left = _READ_AGAIN * region.size_bytes + _READ_MORE_BYTES
+
+    def __del__(self) -> None:
+        os.close(self._descriptor)
+
+    def read(self, offset: int, length: int) -> bytes:
+        """Returns bytes of the image. Raises: FormatError when the budget is used up."""
+        length = min(length, self.region.size_bytes - offset)
+        if offset < 0 or length <= 0:
+            return b""
+        self.take(length)
+        return os.pread(self._descriptor, length, self.region.offset_bytes + offset)
+
+    def take(self, length: int) -> None:
+        """Takes from the budget what is read without the image: zeros of a hole."""
+        self._left -= length
+        if self._left < 0:
+            raise FormatError("far more was read than the image holds: its files share their blocks", where=str(self.region.path))
+
+
+def _erofs(image: _Budget, scratch: Path, host: Host) -> FileTree:
+    """Reads EROFS; compressed files are unpacked by fsck.erofs, names and attributes still come from the image."""
+    size = image.region.size_bytes
+    try:
+        return FileTree.of(_erofs_file(path, inode, image) for path, inode in Erofs(image.read, size).walk())
+    except CompressedError:
+        inodes = dict(Erofs(image.read, size, metadata_only=True).walk())
+    folder = scratch / "root"
+    _unpack(["fsck.erofs", f"--extract={folder}", "--no-preserve-owner", _as_file(image.region, scratch)], folder, host, image.region)
+    tree = _folder(folder)
+    return FileTree.of(_with_metadata(one, inodes.get(os.fsencode(one.path))) for one in tree)
+
+
+def _with_metadata(one: TreeFile, inode: ErofsInode | None) -> TreeFile:
+    """Returns an unpacked file with what the image says of it: unpacking loses owners, set-user-id bits and attributes."""
+    if inode is None:
+        return one
+    return replace(one, mode=inode.mode, uid=inode.uid, gid=inode.gid, xattrs=inode.xattrs, identity=inode.number)
+
+
+def _erofs_file(path: bytes, inode: ErofsInode, image: _Budget) -> TreeFile:
+    read = _reader(inode.pieces, image)
+    target = os.fsdecode(read(0, min(inode.size_bytes, 4096))) if stat.S_ISLNK(inode.mode) else ""
+    name = os.fsdecode(path)
+    return TreeFile(
+        name, inode.mode, inode.size_bytes, inode.uid, inode.gid, target, inode.xattrs, None, read, inode.number, _start(inode.pieces)
+    )
+
+
+def _ext4(image: _Budget, scratch: Path, host: Host) -> FileTree:
+    """Reads ext4; what our reader does not know is copied out by debugfs."""
+    size = image.region.size_bytes
+    try:
+        filesystem = Ext4(image.read, size)
+        return FileTree.of(_ext4_file(path, inode, filesystem, image) for path, inode in filesystem.walk())
+    except UnsupportedError:
+        folder = scratch / "root"
+        folder.mkdir()
+        _unpack(["debugfs", "-R", f"rdump / {folder}", _as_file(image.region, scratch)], folder, host, image.region)
+        return _folder(folder)
+
+
+def _ext4_file(path: bytes, inode: Ext4Inode, filesystem: Ext4, image: _Budget) -> TreeFile:
+    read = _reader(inode.pieces, image)
+    target = ""
+    if stat.S_ISLNK(inode.mode):
+        target = os.fsdecode(inode.target if inode.target is not None else read(0, min(inode.size_bytes, 4096)))
+    verity = _verity(filesystem, inode) if inode.flags & VERITY_FLAG and stat.S_ISREG(inode.mode) else None
+    name = os.fsdecode(path)
+    return TreeFile(
+        name, inode.mode, inode.size_bytes, inode.uid, inode.gid, target, inode.xattrs, verity, read, inode.number, _start(inode.pieces)
+    )
+
+
+def _verity(filesystem: Ext4, inode: Ext4Inode) -> VerityOfFile:
+    """Returns what fs-verity says of a file. A descriptor that cannot be is said with an empty digest: no rule matches it."""
+    import hashlib
+
+    try:
+        raw = filesystem.verity_descriptor(inode)
+        descriptor = parse_descriptor(raw)
+        digest = hashlib.new(descriptor.hash_name, replace(descriptor, signature_size=0).build()).digest()
+    except IpeBuildError:
+        return VerityOfFile("", b"", b"", matches=False)
+    signature = raw[DESCRIPTOR_SIZE : DESCRIPTOR_SIZE + descriptor.signature_size]
+    return VerityOfFile(descriptor.hash_name, digest, signature, None if descriptor.data_size == inode.size_bytes else False)
+
+
+def _start(pieces: tuple[tuple[int, int], ...]) -> int | None:
+    """Returns where a file's first byte lies; None for one that is empty or begins with a hole."""
+    return pieces[0][0] if pieces and pieces[0][0] >= 0 else None
+
+
+def _reader(pieces: tuple[tuple[int, int], ...], image: _Budget) -> Read:
+    """Returns a function that reads a file whose content lies in pieces of the image (offset -1: zeros)."""
+
+    def read(offset: int, length: int) -> bytes:
+        out = []
+        for place, size in pieces:
+            if length <= 0:
+                break
+            if offset >= size:
+                offset -= size
+                continue
+            count = min(size - offset, length)
+            if place >= 0:
+                out.append(image.read(place + offset, count))
+            else:
+                image.take(count)
+                out.append(bytes(count))
+            offset, length = 0, length - count
+        return out[0] if len(out) == 1 else b"".join(out)
+
+    return read
+
+
+def _squashfs(image: _Budget, scratch: Path, host: Host) -> FileTree:
+    """Unpacks SquashFS, from where it lies in a disk."""
+    folder, region = scratch / "root", image.region
+    words: list[str | Path] = ["unsquashfs", "-no-progress", "-no-xattrs", "-ignore-errors", "-d", folder]
+    _unpack([*words, "-o", str(region.offset_bytes), region.path], folder, host, region)
+    return _folder(folder)
+
+
+def _as_file(region: Region, scratch: Path) -> Path:
+    """Returns a file that holds just the region, for tools that know no offsets."""
+    if region.offset_bytes == 0 and region.size_bytes == region.path.stat().st_size:
+        return region.path
+    copy = scratch / "image"
+    with region.path.open("rb") as source, copy.open("wb") as out:
+        left, at = region.size_bytes, region.offset_bytes
+        while left:
+            try:
+                count = os.copy_file_range(source.fileno(), out.fileno(), min(left, 1 << 30), at)
+            except OSError:
+                count = os.sendfile(out.fileno(), source.fileno(), at, min(left, 1 << 30))
+            if count == 0:
+                break
+            left, at = left - count, at + count
+        out.truncate(region.size_bytes)
+    return copy
+
+
+def _unpack(words: list[str | Path], folder: Path, host: Host, region: Region) -> None:
+    """Runs a program that fills a folder. Raises: InputError when it fails, takes too long, or writes more than there is room for."""
+    free = shutil.disk_usage(folder.parent).free
+    limit = min(MAX_UNPACKED_BYTES, free - _SPARE_BYTES)
+    stopped = False
+
+    def too_much() -> bool:
+        nonlocal stopped
+        stopped = free - shutil.disk_usage(folder.parent).free > limit
+        return stopped
+
+    try:
+        host.run(words, stop_when=too_much, timeout_s=_UNPACK_TIMEOUT_S)
+    except ToolFailedError as error:
+        raise InputError(f"the image cannot be unpacked: {error.message.splitlines()[0]}", where=str(region.path)) from error
+    if stopped:
+        raise InputError("it unpacks to more than there is room for", where=str(region.path))
+
+
+def _folder(folder: Path) -> FileTree:
+    """Returns the tree of files that were copied into a folder."""
+
+    def found() -> Iterator[TreeFile]:
+        for parent, folders, names in os.walk(folder):
+            for name in (*folders, *names):
+                path = Path(parent, name)
+                status = path.lstat()
+                regular, link = stat.S_ISREG(status.st_mode), stat.S_ISLNK(status.st_mode)
+                yield TreeFile(
+                    path.relative_to(folder).as_posix(),
+                    status.st_mode,
+                    status.st_size if regular else 0,
+                    status.st_uid,
+                    status.st_gid,
+                    str(path.readlink()) if link else "",
+                    read_at=_file_reader(path) if regular else lambda _offset, _length: b"",
+                    identity=status.st_ino,
+                )
+
+    return FileTree.of(found())
+
+
+def _file_reader(path: Path) -> Read:
+    def read(offset: int, length: int) -> bytes:
+        with path.open("rb") as file:
+            file.seek(offset)
+            return file.read(length)
+
+    return read
+
+
+_READERS: dict[FilesystemKind, Callable[[_Budget, Path, Host], FileTree]] = {
+    FilesystemKind.EROFS: _erofs,
+    FilesystemKind.SQUASHFS: _squashfs,
+    FilesystemKind.EXT4: _ext4,
+}
