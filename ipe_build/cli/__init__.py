@@ -41,6 +41,7 @@ VERBS: tuple[Verb, ...] = (
     Verb("verity", "verity", "dm-verity hash trees: format, verify, dump, table"),
     Verb("fsverity", "fsverity", "fs-verity digests, signatures and manifests"),
     Verb("sign", "sign", "sign what the device checks: policies, root hashes, fs-verity digests"),
+    Verb("ima", "ima", "IMA and EVM: sign the files of a root filesystem, verify them, IMA policies"),
     Verb("policy", "policy", "IPE policies: check, evaluate, render, diff, learn"),
     Verb("kernel", "kernel", "kernel configuration, build and inspection"),
     Verb("modules", "modules", "sign and verify kernel modules"),
