@@ -1,4 +1,4 @@
-"""`ipe-build image`: the parts of a device image: filesystem, initramfs, disk."""
+"""`ipe-build image`: the parts of a device image: filesystem, initramfs, disk, UKI."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from uuid import NAMESPACE_URL, UUID, uuid5
 
-from ipe_build.cli import Outcome, image_flash
+from ipe_build.cli import Outcome, image_flash, image_uki
 from ipe_build.errors import InputError, UsageError
 from ipe_build.formats.cpio import CpioEntry, regular_file
 from ipe_build.formats.partition_types import PARTITION_TYPES
@@ -39,11 +39,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
         sub.add_argument("--force", action="store_true", help="replace the output if it exists")
     help_text = "make what flashing tools take: a block map, a compressed image, partition files"
     image_flash.configure(actions.add_parser("flash", help=help_text, description=f"{help_text[0].upper()}{help_text[1:]}."))
+    help_text = "put kernel, initramfs and command line into one EFI program, signed for Secure Boot"
+    image_uki.configure(actions.add_parser("uki", help=help_text, description=f"{help_text[0].upper()}{help_text[1:]}."))
 
 
 def run(arguments: argparse.Namespace, host: Host) -> Outcome:
     """Returns the outcome of the sub-verb."""
-    actions = {"filesystem": _filesystem, "initramfs": _initramfs, "disk": _disk, "flash": image_flash.run}
+    actions = {"filesystem": _filesystem, "initramfs": _initramfs, "disk": _disk, "flash": image_flash.run, "uki": image_uki.run}
     return actions[arguments.action](arguments, host)
 
 
