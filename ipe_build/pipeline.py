@@ -44,7 +44,7 @@ from ipe_build.signing.backends.plan import PlanSigner
 from ipe_build.signing.certificates import pem_bundle
 from ipe_build.signing.pending import Pending
 from ipe_build.steps.disk import make_image, make_init
-from ipe_build.steps.flash import make_flash_outputs
+from ipe_build.steps.flash import make_flash_outputs, make_update_entries
 from ipe_build.steps.kernel import make_kernel, sign_kernel_modules
 from ipe_build.steps.keys import Keys, make_test_keys, open_keys
 from ipe_build.steps.policies import SignedPolicy, foreseen_device_policy, lint_policies, policy_path, render_policy, sign_device_policy
@@ -238,7 +238,7 @@ def _ground(job: Job, unfinished: Unfinished) -> Iterator[Ground]:
             probes = make_probe_entries(config, kernel, keys, host)
         pending.stop()
         policies = (Entry.file(policy_path(config).strip("/"), device.signed),) if device is not None else ()
-        more = (*modules, *probes, *policies)
+        more = (*modules, *probes, *policies, *make_update_entries(config))
         key = root_key(config, more, host)
         root = unfinished.take(key, folder / f"{config.build.name}.{config.rootfs.filesystem}") or _make_root(more, job)
     try:

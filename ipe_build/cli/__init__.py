@@ -47,6 +47,7 @@ VERBS: tuple[Verb, ...] = (
     Verb("modules", "modules", "sign and verify kernel modules"),
     Verb("root", "root", "make an image a signed verity root: hash tree, root hash, signature, sidecars"),
     Verb("image", "image", "make the parts of an image: filesystem, initramfs, disk"),
+    Verb("update", "update", "A/B updates: RAUC and SWUpdate images of verity slots, the policies while an update is in flight"),
     Verb("audit", "audit", "would this image boot and enforce: nothing is run"),
     Verb("attest", "attest", "what a build consists of, for somebody who verifies it"),
     Verb("boot", "boot", "boot an image in QEMU and probe what runs and what is denied"),

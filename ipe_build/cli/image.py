@@ -17,6 +17,7 @@ from ipe_build.image.esp import BootEntry
 from ipe_build.image.filesystem import MAKERS, FilesystemRequest, FilesystemType, make_filesystem
 from ipe_build.image.initramfs import CAPABILITIES, VERITY_OPTIONS, Compression, InitramfsRequest, OnFailure, make_initramfs
 from ipe_build.image.rootfs import Entry, PathRule
+from ipe_build.image.slots import SlotRoom
 
 if TYPE_CHECKING:
     from ipe_build.host import Host
@@ -105,6 +106,8 @@ def _configure_disk(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--uuid", help="the disk's UUID (default: derived from the root hash)")
     parser.add_argument("--esp-mib", type=int, default=64, metavar="N", help="size of the EFI system partition (default: 64)")
     parser.add_argument("--no-boot-loader", action="store_true", help="leave systemd-boot out")
+    parser.add_argument("--slots", action="store_true", help="two slots for A/B updates, this image in the first")
+    parser.add_argument("--slot-root-mib", type=int, default=0, metavar="N", help="of a slot's root (default: half more than this one)")
     parser.add_argument("--boot-loader", type=Path, metavar="FILE", help="a boot loader instead of the installed systemd-boot")
     parser.add_argument("--architecture", choices=list(PARTITION_TYPES), default="x86-64", help="default: x86-64")
 
@@ -181,6 +184,7 @@ def _disk(arguments: argparse.Namespace, host: Host) -> Outcome:
         esp_bytes=arguments.esp_mib * _MIB,
         boot_loader=not arguments.no_boot_loader,
         boot_loader_path=arguments.boot_loader,
+        slots=SlotRoom(arguments.slot_root_mib * _MIB) if arguments.slots else None,
     )
     disk = make_disk(request, arguments.output, host, force=arguments.force)
     return Outcome(disk_value(disk), _disk_text(disk))

@@ -259,6 +259,24 @@ class FlashSection:
     sparse: bool = setting("Makes the partitions' files Android sparse files.", False)
 
 
+@dataclass(frozen=True, slots=True)
+class UpdateSection:
+    """`[update]`: see the keys."""
+
+    slots: bool = setting("Lays the disk out for A/B updates, puts ipe-slot into the root and makes NAME.raw.update/.", False)
+    root_mib: int = setting("Size of each slot's root; half more than this root when 0.", 0, check=_between(0, 1 << 20))
+    compatible: str | None = setting(
+        "What devices an update is for; [build] name when left out.", None, check=_matches(r"[A-Za-z0-9._/:+-]+", "one word")
+    )
+    version: str = setting("The update's version, for RAUC and SWUpdate.", "1", check=_matches(r"[A-Za-z0-9._/:+-]+", "one word"))
+    bootloader: str = setting(
+        "What RAUC switches slots with.", "efi", check=_matches("efi|uboot|barebox|grub|noop", "efi, uboot, barebox, grub or noop")
+    )
+    devices: str = setting("The device's folder with the partitions by their names.", "/dev/disk/by-partlabel", check=_absolute)
+    state: str = setting("The device's writable folder for RAUC's status.", "/var/lib/rauc", check=_absolute)
+    keyring: Path | None = setting("Certificates (PEM) that the device trusts for RAUC bundles: put into the root.", None)
+
+
 class Accelerator(StrEnum):
     """How QEMU runs the guest's code."""
 
@@ -294,4 +312,5 @@ class Config:
     initramfs: InitramfsSection = section("The program between the kernel and the verity root.", InitramfsSection)
     disk: DiskSection = section("The disk image.", DiskSection)
     flash: FlashSection = section("Files for flashing tools, beside the disk image.", FlashSection)
+    update: UpdateSection = section("A/B slots and what updaters take.", UpdateSection)
     boot: BootSection = section("The proof.", BootSection)

@@ -11,6 +11,7 @@ from ipe_build.host import Host
 from ipe_build.image.disk import Disk, DiskRequest, make_disk
 from ipe_build.image.esp import BootEntry
 from ipe_build.image.initramfs import Compression, InitramfsRequest, OnFailure, make_initramfs
+from ipe_build.image.slots import SlotRoom
 from ipe_build.kernel.build import Kernel
 from ipe_build.steps.keys import Keys
 from ipe_build.steps.policies import SignedPolicy, policy_path
@@ -54,5 +55,6 @@ def make_image(config: Config, kernel: Kernel, initramfs: Path, root: SignedRoot
         architecture=config.build.architecture,
         esp_bytes=section.esp_mib << 20,
         boot_loader=section.boot_loader,
+        slots=SlotRoom(config.update.root_mib << 20) if config.update.slots else None,
     )
     return make_disk(request, out, host)
