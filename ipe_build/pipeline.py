@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 from collections.abc import Iterator
@@ -10,18 +9,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from cryptography import x509
-from cryptography.hazmat.primitives.serialization import Encoding
-
-from ipe_build import __version__
 from ipe_build.attest.manifest import (
     FILE_NAME,
-    CertificateEntry,
-    Manifest,
-    PolicyEntry,
-    VerityEntry,
-    file_sha256,
-    measure_folder,
 )
 from ipe_build.audit.checks import audit
 from ipe_build.audit.findings import AuditReport
@@ -29,9 +18,6 @@ from ipe_build.audit.html import render_html
 from ipe_build.audit.portrait import Portrait, portrait_of
 from ipe_build.audit.report import render_summary
 from ipe_build.boot.evidence import Evidence, evidence_table, evidence_value
-from ipe_build.boot.probe_disk import PolicyMaterial
-from ipe_build.boot.prove import BootRequest, boot_image
-from ipe_build.boot.qemu import Machine
 from ipe_build.config.schema import Config, PolicyPlace
 from ipe_build.errors import SignaturePendingError
 from ipe_build.examine import examined
@@ -39,16 +25,17 @@ from ipe_build.host import Host
 from ipe_build.host.progress import human_bytes
 from ipe_build.image.rootfs import Entry
 from ipe_build.kernel.build import Kernel
-from ipe_build.policy.parser import Role, parse
-from ipe_build.signing.backends.plan import PlanSigner
+from ipe_build.policy.parser import Role
 from ipe_build.signing.certificates import pem_bundle
 from ipe_build.signing.pending import Pending
 from ipe_build.steps.disk import make_image, make_init
 from ipe_build.steps.flash import make_flash_outputs, make_update_entries
 from ipe_build.steps.kernel import make_kernel, sign_kernel_modules
-from ipe_build.steps.keys import Keys, make_test_keys, open_keys
+from ipe_build.steps.keys import Keys, open_keys
+from ipe_build.steps.manifest import make_manifest
 from ipe_build.steps.policies import SignedPolicy, foreseen_device_policy, lint_policies, policy_path, render_policy, sign_device_policy
-from ipe_build.steps.root import SignedRoot, VerityRoot, make_probe_entries, make_rootfs, make_verity_root, sign_root
+from ipe_build.steps.proof import prove
+from ipe_build.steps.root import VerityRoot, make_probe_entries, make_rootfs, make_verity_root, sign_root
 from ipe_build.steps.unfinished import Unfinished, root_key
 
 
@@ -56,81 +43,6 @@ def audit_image(image: Path, host: Host, *, kernel: Path | None = None) -> tuple
     """Step 9. Returns the findings about a disk image, read again from its bytes, and what its page for people shows; nothing is run."""
     with examined(image, host, kernel=kernel) as facts:
         return audit(facts, host), portrait_of(facts)
-
-
-def make_manifest(
-    config: Config, config_file: Path, kernel: Kernel, boot_policy: bytes, device: SignedPolicy, root: SignedRoot, keys: Keys, host: Host
-) -> Manifest:
-    """Step 10. Returns the manifest of the folder that the root's filesystem image lies in."""
-    boot = parse(boot_policy, role=Role.BOOT).policy
-    assert boot is not None
-    parameters = root.tree.parameters
-    signs = {"device policy": keys.policy, "root hash": keys.verity, "modules": keys.module}
-    return Manifest(
-        name=config.build.name,
-        tool_version=__version__,
-        source_date_epoch=host.source_date_epoch,
-        configuration_sha256=file_sha256(config_file),
-        kernel_release=kernel.release,
-        verity=VerityEntry(
-            parameters.hash_name,
-            root.tree.root_hash,
-            parameters.salt,
-            parameters.data_block_size,
-            parameters.hash_block_size,
-            root.tree.data_blocks,
-        ),
-        policies=(
-            PolicyEntry("boot", boot.display_name, str(boot.version), hashlib.sha256(boot_policy).digest(), None),
-            PolicyEntry(
-                "device",
-                device.policy.display_name,
-                str(device.policy.version),
-                hashlib.sha256(device.text).digest(),
-                _certificate_sha256(keys.policy.certificate),
-            ),
-        ),
-        certificates=tuple(
-            CertificateEntry(
-                one.subject.rfc4514_string(),
-                _certificate_sha256(one),
-                tuple(what for what, signer in signs.items() if signer.certificate == one),
-            )
-            for one in keys.trusted
-        ),
-        artefacts=measure_folder(root.filesystem.path.parent),
-    )
-
-
-def _certificate_sha256(certificate: x509.Certificate) -> bytes:
-    """Returns SHA-256 of the DER certificate."""
-    return hashlib.sha256(certificate.public_bytes(Encoding.DER)).digest()
-
-
-def prove(config: Config, disk: Path, device: SignedPolicy, keys: Keys, modules: bool, host: Host) -> Evidence:
-    """Step 11. Returns what was seen when the image and its damaged copies were booted in QEMU."""
-    foreign = make_test_keys("foreign", host)
-    is_here = not isinstance(keys.policy, PlanSigner)
-    request = BootRequest(
-        disk=disk,
-        machine=Machine(
-            config.build.architecture,
-            config.boot.memory_mib,
-            timeout_s=config.boot.timeout_s,
-            time=host.source_date_epoch,
-            accelerator=config.boot.accelerator,
-        ),
-        application=config.boot.application,
-        interpreter=config.boot.interpreter,
-        policy=PolicyMaterial(device.text, keys.policy, foreign.pair("policy").signer(host)) if is_here else None,
-        foreign=foreign.pair("verity").signer(host),
-        modules=modules,
-        dropped_capabilities=frozenset(config.initramfs.drop_capabilities),
-        on_corruption=config.initramfs.on_corruption,
-        destructive=config.boot.destructive,
-        firmware=config.boot.firmware,
-    )
-    return boot_image(request, host)
 
 
 @dataclass(frozen=True, slots=True)
