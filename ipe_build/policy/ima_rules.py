@@ -18,7 +18,17 @@ from ipe_build.formats.ima_xattr import HASHES
 Enabled = Callable[[str], bool]
 """Whether a Kconfig symbol (without CONFIG_) is on in the target kernel."""
 ACTIONS = ("measure", "dont_measure", "appraise", "dont_appraise", "audit", "hash", "dont_hash")
-TEMPLATES_OF_KERNEL = ("evm-sig", "ima", "ima-buf", "ima-modsig", "ima-ng", "ima-ngv2", "ima-sig", "ima-sigv2")
+TEMPLATES_OF_KERNEL: Mapping[str, str] = {
+    "ima": "d|n",
+    "ima-ng": "d-ng|n-ng",
+    "ima-sig": "d-ng|n-ng|sig",
+    "ima-ngv2": "d-ngv2|n-ng",
+    "ima-sigv2": "d-ngv2|n-ng|sig",
+    "ima-buf": "d-ng|n-ng|buf",
+    "ima-modsig": "d-ng|n-ng|sig|d-modsig|modsig",
+    "evm-sig": "d-ng|n-ng|evmsig|xattrnames|xattrlengths|xattrvalues|iuid|igid|imode",
+}
+"""What an entry of the measurement list holds; a rule may name it by name or by format (ima_template.c, lookup_template_desc)."""
 _MASKS = ("MAY_APPEND", "MAY_EXEC", "MAY_READ", "MAY_WRITE")
 _PCRS = 64
 _ULONG_BITS = 64
@@ -258,7 +268,7 @@ def _pcr(rule: _Rule, name: str, value: str, _enabled: Enabled) -> None:
 def _template(rule: _Rule, name: str, value: str, _enabled: Enabled) -> None:
     if rule.action != "measure":
         raise _Refused("template= must stand after measure")
-    if value not in TEMPLATES_OF_KERNEL:
+    if value not in TEMPLATES_OF_KERNEL and value not in TEMPLATES_OF_KERNEL.values():
         raise _Refused(f"there is no template={value}")
     _once(rule, name, value)
 
