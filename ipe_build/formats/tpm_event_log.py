@@ -182,7 +182,7 @@ class _Reader:
     def at_end(self) -> bool:
         return self.offset >= len(self._data)
 
-    def bytes(self, size: int, what: str) -> bytes:
+    def take(self, size: int, what: str) -> bytes:
         raw = self._data[self.offset : self.offset + size]
         if len(raw) < size:
             raise self.error(f"wanted {size} bytes of {what}, got {len(raw)}: the log is cut short or not one")
@@ -190,7 +190,7 @@ class _Reader:
         return raw
 
     def number(self, size: int, what: str) -> int:
-        return int.from_bytes(self.bytes(size, what), "little")
+        return int.from_bytes(self.take(size, what), "little")
 
     def error(self, message: str, *, hint: str = "") -> FormatError:
         return FormatError(f"offset {self.offset:#x}: {message}", where=self._where, hint=hint)
@@ -199,13 +199,13 @@ class _Reader:
 def _read_header(reader: _Reader) -> tuple[HashAlgorithm, ...]:
     """Returns the log's algorithms, from its first event, which has the old form (one SHA-1 digest)."""
     pcr, kind = reader.number(4, "PCR index"), reader.number(4, "event type")
-    reader.bytes(20, "SHA-1 digest")
+    reader.take(20, "SHA-1 digest")
     size = reader.number(4, "event size")
-    signature = reader.bytes(16, "signature of the first event")
+    signature = reader.take(16, "signature of the first event")
     if signature in _OLD_SIGNATURES or (pcr, kind) != (0, EventType.EV_NO_ACTION) or signature != _SIGNATURE:
         hint = "the log of a TPM 1.2 or of SHA-1 alone proves nothing" if pcr < PCR_COUNT and kind in _TYPE_NAMES else ""
         raise reader.error(f"wanted a crypto-agile log (Spec ID Event03), got {signature!r}", hint=hint)
-    reader.bytes(8, "version of the first event")
+    reader.take(8, "version of the first event")
     count = reader.number(4, "number of algorithms")
     if not 1 <= count <= _MAX_ALGORITHMS:
         raise reader.error(f"wanted 1 to {_MAX_ALGORITHMS} algorithms, got {count}")
@@ -217,7 +217,7 @@ def _read_header(reader: _Reader) -> tuple[HashAlgorithm, ...]:
             raise reader.error(f"wanted algorithms that are known, each once, got {identifier:#06x} with digests of {digest_size} bytes")
         rows.append(row)
     vendor_size = reader.number(1, "size of the vendor's data")
-    reader.bytes(vendor_size, "vendor's data")
+    reader.take(vendor_size, "vendor's data")
     if size != 16 + 8 + 4 + 4 * count + 1 + vendor_size:
         raise reader.error(f"the first event says {size} bytes, it has {16 + 8 + 4 + 4 * count + 1 + vendor_size}")
     return tuple(rows)
@@ -235,6 +235,6 @@ def _read_event(reader: _Reader, algorithms: tuple[HashAlgorithm, ...], number: 
         row = _BY_IDENTIFIER.get(reader.number(2, "algorithm"))
         if row not in algorithms or row.name in digests:
             raise reader.error(f"event {number}: wanted one digest for each of {', '.join(one.name for one in algorithms)}")
-        digests[row.name] = reader.bytes(row.size, f"{row.name} digest")
-    data = reader.bytes(reader.number(4, "event size"), "event data")
+        digests[row.name] = reader.take(row.size, f"{row.name} digest")
+    data = reader.take(reader.number(4, "event size"), "event data")
     return Event(number, pcr, kind, tuple(digests.items()), data)
