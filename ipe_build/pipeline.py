@@ -18,11 +18,12 @@ from ipe_build.audit.html import render_html
 from ipe_build.audit.portrait import Portrait, portrait_of
 from ipe_build.audit.report import render_summary
 from ipe_build.boot.evidence import Evidence, evidence_table, evidence_value
-from ipe_build.config.schema import Config, PolicyPlace
+from ipe_build.config.schema import Config, PolicyPlace, Profile
 from ipe_build.errors import SignaturePendingError
 from ipe_build.examine import examined
 from ipe_build.host import Host
 from ipe_build.host.progress import human_bytes
+from ipe_build.image.disk import Disk
 from ipe_build.image.rootfs import Entry
 from ipe_build.kernel.build import Kernel
 from ipe_build.policy.parser import Role
@@ -36,6 +37,7 @@ from ipe_build.steps.manifest import make_manifest
 from ipe_build.steps.policies import SignedPolicy, foreseen_device_policy, lint_policies, policy_path, render_policy, sign_device_policy
 from ipe_build.steps.proof import prove
 from ipe_build.steps.root import VerityRoot, make_probe_entries, make_rootfs, make_verity_root, sign_root
+from ipe_build.steps.seal import check_fixpoint, check_sealed_config, make_unsealed_kernel, seal
 from ipe_build.steps.unfinished import Unfinished, root_key
 
 
@@ -98,6 +100,19 @@ class Ground:
     root: VerityRoot
 
 
+@dataclass(frozen=True, slots=True)
+class Built:
+    """The disk image and what it is made of. A sealed image has no device policy and no keys, and its root hash is not signed."""
+
+    kernel: Kernel
+    modules: bool
+    boot_policy: bytes
+    device: SignedPolicy | None
+    root: VerityRoot
+    keys: Keys | None
+    disk: Disk
+
+
 def build(config: Config, config_file: Path, output: Path, host: Host, *, prove_it: bool = True) -> BuildResult:
     """Returns the result of the whole flow; its files replace those of an earlier build in `output` in one step.
 
@@ -111,8 +126,11 @@ def build(config: Config, config_file: Path, output: Path, host: Host, *, prove_
     unfinished = Unfinished.of(output)
     with host.progress.step(f"build {config.build.name}"), host.scratch(".ipe-build-", beside=output) as folder:
         job = Job(config, config_file, folder, host, prove_it)
-        with _ground(job, unfinished) as ground:
-            root_hash, report, evidence = _build_on(ground, job)
+        if config.build.profile is Profile.SEALED:
+            root_hash, report, evidence = _build_sealed(job)
+        else:
+            with _ground(job, unfinished) as ground:
+                root_hash, report, evidence = _build_on(ground, job)
         ok = not report.failed and (evidence is None or evidence.as_expected)
         place = output if ok else output.with_name(f"{output.name}.failed")
         with host.output_directory(place, marker=FILE_NAME) as finished:
@@ -191,6 +209,36 @@ def _build_on(ground: Ground, job: Job) -> tuple[bytes, AuditReport, Evidence | 
         initramfs = make_init(config, signed, device, folder / "initrd", host)
     with step("disk image"):
         disk = make_image(config, kernel, initramfs, signed, keys, folder / f"{config.build.name}.raw", host)
+    return _finish(Built(kernel, ground.modules, ground.boot_policy, device, signed, keys, disk), job)
+
+
+def _build_sealed(job: Job) -> tuple[bytes, AuditReport, Evidence | None]:
+    """Runs the steps of a sealed image: no keys; the kernel's boot policy is written when the root hash is known; then as `_finish`."""
+    config, folder, host = job.config, job.folder, job.host
+    step = host.progress.step
+    check_sealed_config(config, job.config_file)
+    with step("kernel"):
+        unsealed = make_unsealed_kernel(config, job.config_file, host)
+        unsealed = replace(unsealed, config=copy_to(unsealed.config, folder / "kernel.config"))
+    with host.scratch() as scratch:
+        modules = sign_kernel_modules(config, unsealed, None, scratch, host)
+        root = _make_root((*modules, *make_probe_entries(config, unsealed, None, host), *make_update_entries(config)), job)
+    with step("seal"):
+        policy, kernel = seal(config, job.config_file, unsealed, root, folder, host)
+        (folder / f"{config.policy.boot.name}.pol").write_bytes(policy)
+    with step("initramfs"):
+        initramfs = make_init(config, root, None, folder / "initrd", host)
+    with step("disk image"):
+        disk = make_image(config, kernel, initramfs, root, None, folder / f"{config.build.name}.raw", host)
+    with step("fixpoint"):
+        check_fixpoint(disk, root.tree.root_hash, host)
+    return _finish(Built(kernel, bool(modules), policy, None, root, None, disk), job)
+
+
+def _finish(built: Built, job: Job) -> tuple[bytes, AuditReport, Evidence | None]:
+    """Runs the steps after the disk image; returns the root hash, the audit's report and the evidence."""
+    config, folder, host = job.config, job.folder, job.host
+    step, disk, root, device, keys = host.progress.step, built.disk, built.root, built.device, built.keys
     with step("flash files"):
         make_flash_outputs(config, disk, host)
     with step("audit"):
@@ -198,14 +246,14 @@ def _build_on(ground: Ground, job: Job) -> tuple[bytes, AuditReport, Evidence | 
         _write_json(folder / "audit.json", report.to_json())
         (folder / "audit.html").write_text(render_html(report, portrait), encoding="utf-8")
     with step("manifest"):
-        manifest = make_manifest(config, job.config_file, kernel, ground.boot_policy, device, signed, keys, host)
+        manifest = make_manifest(config, job.config_file, built.kernel, built.boot_policy, device, root, keys, host)
         (folder / FILE_NAME).write_bytes(manifest.to_bytes())
     if not (job.prove_it and config.boot.probes) or report.failed:
-        return signed.tree.root_hash, report, None
+        return root.tree.root_hash, report, None
     with step("boot and probe"):
-        evidence = prove(config, disk.path, device, keys, ground.modules, host)
+        evidence = prove(config, disk.path, device.text if device is not None else built.boot_policy, keys, built.modules, host)
         _write_json(folder / "evidence.json", evidence_value(evidence))
-    return signed.tree.root_hash, report, evidence
+    return root.tree.root_hash, report, evidence
 
 
 def _write_json(path: Path, value: object) -> None:

@@ -15,6 +15,7 @@ class Profile(StrEnum):
 
     DEVELOPMENT = "development"
     PRODUCTION = "production"
+    SEALED = "sealed"
 
 
 class Filesystem(StrEnum):
@@ -72,7 +73,10 @@ class BuildSection:
     name: str = setting(
         "Name of the image: its files are called NAME.raw and so on.", check=_matches(r"[A-Za-z0-9][A-Za-z0-9._-]*", "a file name")
     )
-    profile: Profile = setting("`production` refuses test keys, and expired or weak certificates.", Profile.DEVELOPMENT)
+    profile: Profile = setting(
+        "`production` refuses test keys, and expired or weak certificates. `sealed`: no key at all, the kernel's policy pins this root.",
+        Profile.DEVELOPMENT,
+    )
     architecture: str = setting("The device's architecture.", "x86-64", check=_matches("x86-64", "x86-64 (the only one so far)"))
 
 
@@ -94,6 +98,13 @@ class KeysSection:
     trusted: tuple[Path, ...] = setting("More certificates (PEM) that the kernel trusts, for instance the next signing keys.", ())
 
 
+class Seal(StrEnum):
+    """How the boot policy of a sealed image gets into its kernel."""
+
+    IN_PLACE = "in-place"
+    LINK = "link"
+
+
 @dataclass(frozen=True, slots=True)
 class KernelSection:
     """`[kernel]`: see the keys."""
@@ -105,6 +116,8 @@ class KernelSection:
         "More needs of the fragment table: see `ipe-build kernel fragment --list`.", ("hardening", "probes")
     )
     fragments: tuple[Path, ...] = setting("Configuration fragments of your own, merged after the base and before ours.", ())
+    seal: Seal = setting("With profile = sealed, how the boot policy gets into the kernel: `in-place` or `link`.", Seal.IN_PLACE)
+    reserve: int = setting("With seal = in-place: bytes kept for the boot policy in the kernel.", 4096, check=_between(512, 1 << 20))
     image: Path | None = setting("A kernel that is built already (bzImage), instead of `source`.", None)
     config: Path | None = setting("The resolved .config of `image`.", None)
     modules: Path | None = setting("The folder with the modules of `image`.", None)

@@ -23,17 +23,28 @@ from ipe_build.kernel.build import Kernel
 from ipe_build.policy.parser import Role, parse
 from ipe_build.steps.keys import Keys
 from ipe_build.steps.policies import SignedPolicy
-from ipe_build.steps.root import SignedRoot
+from ipe_build.steps.root import VerityRoot
 
 
 def make_manifest(
-    config: Config, config_file: Path, kernel: Kernel, boot_policy: bytes, device: SignedPolicy, root: SignedRoot, keys: Keys, host: Host
+    config: Config,
+    config_file: Path,
+    kernel: Kernel,
+    boot_policy: bytes,
+    device: SignedPolicy | None,
+    root: VerityRoot,
+    keys: Keys | None,
+    host: Host,
 ) -> Manifest:
     """Step 10. Returns the manifest of the folder that the root's filesystem image lies in."""
     boot = parse(boot_policy, role=Role.BOOT).policy
     assert boot is not None
     parameters = root.tree.parameters
-    signs = {"device policy": keys.policy, "root hash": keys.verity, "modules": keys.module}
+    signs = {"device policy": keys.policy, "root hash": keys.verity, "modules": keys.module} if keys is not None else {}
+    policies = [PolicyEntry("boot", boot.display_name, str(boot.version), hashlib.sha256(boot_policy).digest(), None)]
+    if device is not None:
+        digest, signer = hashlib.sha256(device.text).digest(), _certificate_sha256(signs["device policy"].certificate)
+        policies.append(PolicyEntry("device", device.policy.display_name, str(device.policy.version), digest, signer))
     return Manifest(
         name=config.build.name,
         tool_version=__version__,
@@ -48,23 +59,14 @@ def make_manifest(
             parameters.hash_block_size,
             root.tree.data_blocks,
         ),
-        policies=(
-            PolicyEntry("boot", boot.display_name, str(boot.version), hashlib.sha256(boot_policy).digest(), None),
-            PolicyEntry(
-                "device",
-                device.policy.display_name,
-                str(device.policy.version),
-                hashlib.sha256(device.text).digest(),
-                _certificate_sha256(keys.policy.certificate),
-            ),
-        ),
+        policies=tuple(policies),
         certificates=tuple(
             CertificateEntry(
                 one.subject.rfc4514_string(),
                 _certificate_sha256(one),
                 tuple(what for what, signer in signs.items() if signer.certificate == one),
             )
-            for one in keys.trusted
+            for one in (keys.trusted if keys is not None else ())
         ),
         artefacts=measure_folder(root.filesystem.path.parent),
     )

@@ -11,14 +11,15 @@ from ipe_build.boot.qemu import Machine
 from ipe_build.config.schema import Config
 from ipe_build.host import Host
 from ipe_build.signing.backends.plan import PlanSigner
+from ipe_build.steps.disk import dropped_capabilities
 from ipe_build.steps.keys import Keys, make_test_keys
-from ipe_build.steps.policies import SignedPolicy
 
 
-def prove(config: Config, disk: Path, device: SignedPolicy, keys: Keys, modules: bool, host: Host) -> Evidence:
-    """Step 11. Returns what was seen when the image and its damaged copies were booted in QEMU."""
+def prove(config: Config, disk: Path, policy: bytes, keys: Keys | None, modules: bool, host: Host) -> Evidence:
+    """Step 11. Returns what was seen when the image and its damaged copies were booted in QEMU. `policy` is the one in force at the end."""
     foreign = make_test_keys("foreign", host)
-    is_here = not isinstance(keys.policy, PlanSigner)
+    is_here = keys is None or not isinstance(keys.policy, PlanSigner)
+    material = PolicyMaterial(policy, keys.policy if keys is not None else None, foreign.pair("policy").signer(host))
     request = BootRequest(
         disk=disk,
         machine=Machine(
@@ -30,12 +31,14 @@ def prove(config: Config, disk: Path, device: SignedPolicy, keys: Keys, modules:
         ),
         application=config.boot.application,
         interpreter=config.boot.interpreter,
-        policy=PolicyMaterial(device.text, keys.policy, foreign.pair("policy").signer(host)) if is_here else None,
+        policy=material if is_here else None,
         foreign=foreign.pair("verity").signer(host),
         modules=modules,
-        dropped_capabilities=frozenset(config.initramfs.drop_capabilities),
+        dropped_capabilities=frozenset(dropped_capabilities(config)),
         on_corruption=config.initramfs.on_corruption,
         destructive=config.boot.destructive,
+        keyless=keys is None,
+        frozen_initramfs=keys is None,
         firmware=config.boot.firmware,
     )
     return boot_image(request, host)
