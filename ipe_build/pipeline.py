@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 from collections.abc import Iterator, Sequence
@@ -10,18 +9,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from cryptography import x509
-from cryptography.hazmat.primitives.serialization import Encoding
-
-from ipe_build import __version__
 from ipe_build.attest.manifest import (
     FILE_NAME,
-    CertificateEntry,
-    Manifest,
-    PolicyEntry,
-    VerityEntry,
-    file_sha256,
-    measure_folder,
 )
 from ipe_build.audit.checks import audit
 from ipe_build.audit.findings import AuditReport
@@ -29,26 +18,26 @@ from ipe_build.audit.html import render_html
 from ipe_build.audit.portrait import Portrait, portrait_of
 from ipe_build.audit.report import render_summary
 from ipe_build.boot.evidence import Evidence, evidence_table, evidence_value
-from ipe_build.boot.probe_disk import PolicyMaterial
-from ipe_build.boot.prove import BootRequest, boot_image
-from ipe_build.boot.qemu import Machine
-from ipe_build.config.schema import Config, PolicyPlace
+from ipe_build.config.schema import Config, PolicyPlace, Profile
 from ipe_build.errors import SignaturePendingError
 from ipe_build.examine import examined
 from ipe_build.host import Host
 from ipe_build.host.progress import human_bytes
+from ipe_build.image.disk import Disk
 from ipe_build.image.rootfs import Entry
 from ipe_build.kernel.build import Kernel
-from ipe_build.policy.parser import Role, parse
-from ipe_build.signing.backends.plan import PlanSigner
+from ipe_build.policy.parser import Role
 from ipe_build.signing.certificates import pem_bundle
 from ipe_build.signing.pending import Pending
 from ipe_build.steps.disk import make_image, make_init
-from ipe_build.steps.flash import make_flash_outputs
+from ipe_build.steps.flash import make_flash_outputs, make_update_entries
 from ipe_build.steps.kernel import make_kernel, sign_kernel_modules
-from ipe_build.steps.keys import Keys, make_test_keys, open_keys
+from ipe_build.steps.keys import Keys, open_keys
+from ipe_build.steps.manifest import make_manifest
 from ipe_build.steps.policies import SignedPolicy, foreseen_device_policy, lint_policies, policy_path, render_policy, sign_device_policy
-from ipe_build.steps.root import SignedRoot, VerityRoot, make_probe_entries, make_rootfs, make_verity_root, sign_root
+from ipe_build.steps.proof import prove
+from ipe_build.steps.root import VerityRoot, make_probe_entries, make_rootfs, make_verity_root, sign_root
+from ipe_build.steps.seal import check_fixpoint, check_sealed_config, make_unsealed_kernel, seal
 from ipe_build.steps.unfinished import Unfinished, root_key
 
 
@@ -63,81 +52,6 @@ def audit_image(
     """Step 9. Returns the findings about an image, read again from its bytes, and what its page for people shows; nothing is run."""
     with examined(image, host, kernel=kernel, initramfs=initramfs, command_line=command_line) as facts:
         return audit(facts, host), portrait_of(facts)
-
-
-def make_manifest(
-    config: Config, config_file: Path, kernel: Kernel, boot_policy: bytes, device: SignedPolicy, root: SignedRoot, keys: Keys, host: Host
-) -> Manifest:
-    """Step 10. Returns the manifest of the folder that the root's filesystem image lies in."""
-    boot = parse(boot_policy, role=Role.BOOT).policy
-    assert boot is not None
-    parameters = root.tree.parameters
-    signs = {"device policy": keys.policy, "root hash": keys.verity, "modules": keys.module}
-    return Manifest(
-        name=config.build.name,
-        tool_version=__version__,
-        source_date_epoch=host.source_date_epoch,
-        configuration_sha256=file_sha256(config_file),
-        kernel_release=kernel.release,
-        verity=VerityEntry(
-            parameters.hash_name,
-            root.tree.root_hash,
-            parameters.salt,
-            parameters.data_block_size,
-            parameters.hash_block_size,
-            root.tree.data_blocks,
-        ),
-        policies=(
-            PolicyEntry("boot", boot.display_name, str(boot.version), hashlib.sha256(boot_policy).digest(), None),
-            PolicyEntry(
-                "device",
-                device.policy.display_name,
-                str(device.policy.version),
-                hashlib.sha256(device.text).digest(),
-                _certificate_sha256(keys.policy.certificate),
-            ),
-        ),
-        certificates=tuple(
-            CertificateEntry(
-                one.subject.rfc4514_string(),
-                _certificate_sha256(one),
-                tuple(what for what, signer in signs.items() if signer.certificate == one),
-            )
-            for one in keys.trusted
-        ),
-        artefacts=measure_folder(root.filesystem.path.parent),
-    )
-
-
-def _certificate_sha256(certificate: x509.Certificate) -> bytes:
-    """Returns SHA-256 of the DER certificate."""
-    return hashlib.sha256(certificate.public_bytes(Encoding.DER)).digest()
-
-
-def prove(config: Config, disk: Path, device: SignedPolicy, keys: Keys, modules: bool, host: Host) -> Evidence:
-    """Step 11. Returns what was seen when the image and its damaged copies were booted in QEMU."""
-    foreign = make_test_keys("foreign", host)
-    is_here = not isinstance(keys.policy, PlanSigner)
-    request = BootRequest(
-        disk=disk,
-        machine=Machine(
-            config.build.architecture,
-            config.boot.memory_mib,
-            timeout_s=config.boot.timeout_s,
-            time=host.source_date_epoch,
-            accelerator=config.boot.accelerator,
-        ),
-        application=config.boot.application,
-        interpreter=config.boot.interpreter,
-        policy=PolicyMaterial(device.text, keys.policy, foreign.pair("policy").signer(host)) if is_here else None,
-        foreign=foreign.pair("verity").signer(host),
-        modules=modules,
-        dropped_capabilities=frozenset(config.initramfs.drop_capabilities),
-        on_corruption=config.initramfs.on_corruption,
-        destructive=config.boot.destructive,
-        firmware=config.boot.firmware,
-    )
-    return boot_image(request, host)
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,6 +107,19 @@ class Ground:
     root: VerityRoot
 
 
+@dataclass(frozen=True, slots=True)
+class Built:
+    """The disk image and what it is made of. A sealed image has no device policy and no keys, and its root hash is not signed."""
+
+    kernel: Kernel
+    modules: bool
+    boot_policy: bytes
+    device: SignedPolicy | None
+    root: VerityRoot
+    keys: Keys | None
+    disk: Disk
+
+
 def build(config: Config, config_file: Path, output: Path, host: Host, *, prove_it: bool = True) -> BuildResult:
     """Returns the result of the whole flow; its files replace those of an earlier build in `output` in one step.
 
@@ -206,8 +133,11 @@ def build(config: Config, config_file: Path, output: Path, host: Host, *, prove_
     unfinished = Unfinished.of(output)
     with host.progress.step(f"build {config.build.name}"), host.scratch(".ipe-build-", beside=output) as folder:
         job = Job(config, config_file, folder, host, prove_it)
-        with _ground(job, unfinished) as ground:
-            root_hash, report, evidence = _build_on(ground, job)
+        if config.build.profile is Profile.SEALED:
+            root_hash, report, evidence = _build_sealed(job)
+        else:
+            with _ground(job, unfinished) as ground:
+                root_hash, report, evidence = _build_on(ground, job)
         ok = not report.failed and (evidence is None or evidence.as_expected)
         place = output if ok else output.with_name(f"{output.name}.failed")
         with host.output_directory(place, marker=FILE_NAME) as finished:
@@ -245,7 +175,7 @@ def _ground(job: Job, unfinished: Unfinished) -> Iterator[Ground]:
             probes = make_probe_entries(config, kernel, keys, host)
         pending.stop()
         policies = (Entry.file(policy_path(config).strip("/"), device.signed),) if device is not None else ()
-        more = (*modules, *probes, *policies)
+        more = (*modules, *probes, *policies, *make_update_entries(config))
         key = root_key(config, more, host)
         root = unfinished.take(key, folder / f"{config.build.name}.{config.rootfs.filesystem}") or _make_root(more, job)
     try:
@@ -286,6 +216,36 @@ def _build_on(ground: Ground, job: Job) -> tuple[bytes, AuditReport, Evidence | 
         initramfs = make_init(config, signed, device, folder / "initrd", host)
     with step("disk image"):
         disk = make_image(config, kernel, initramfs, signed, keys, folder / f"{config.build.name}.raw", host)
+    return _finish(Built(kernel, ground.modules, ground.boot_policy, device, signed, keys, disk), job)
+
+
+def _build_sealed(job: Job) -> tuple[bytes, AuditReport, Evidence | None]:
+    """Runs the steps of a sealed image: no keys; the kernel's boot policy is written when the root hash is known; then as `_finish`."""
+    config, folder, host = job.config, job.folder, job.host
+    step = host.progress.step
+    check_sealed_config(config, job.config_file)
+    with step("kernel"):
+        unsealed = make_unsealed_kernel(config, job.config_file, host)
+        unsealed = replace(unsealed, config=copy_to(unsealed.config, folder / "kernel.config"))
+    with host.scratch() as scratch:
+        modules = sign_kernel_modules(config, unsealed, None, scratch, host)
+        root = _make_root((*modules, *make_probe_entries(config, unsealed, None, host), *make_update_entries(config)), job)
+    with step("seal"):
+        policy, kernel = seal(config, job.config_file, unsealed, root, folder, host)
+        (folder / f"{config.policy.boot.name}.pol").write_bytes(policy)
+    with step("initramfs"):
+        initramfs = make_init(config, root, None, folder / "initrd", host)
+    with step("disk image"):
+        disk = make_image(config, kernel, initramfs, root, None, folder / f"{config.build.name}.raw", host)
+    with step("fixpoint"):
+        check_fixpoint(disk, root.tree.root_hash, host)
+    return _finish(Built(kernel, bool(modules), policy, None, root, None, disk), job)
+
+
+def _finish(built: Built, job: Job) -> tuple[bytes, AuditReport, Evidence | None]:
+    """Runs the steps after the disk image; returns the root hash, the audit's report and the evidence."""
+    config, folder, host = job.config, job.folder, job.host
+    step, disk, root, device, keys = host.progress.step, built.disk, built.root, built.device, built.keys
     with step("flash files"):
         make_flash_outputs(config, disk, host)
     with step("audit"):
@@ -293,14 +253,14 @@ def _build_on(ground: Ground, job: Job) -> tuple[bytes, AuditReport, Evidence | 
         _write_json(folder / "audit.json", report.to_json())
         (folder / "audit.html").write_text(render_html(report, portrait), encoding="utf-8")
     with step("manifest"):
-        manifest = make_manifest(config, job.config_file, kernel, ground.boot_policy, device, signed, keys, host)
+        manifest = make_manifest(config, job.config_file, built.kernel, built.boot_policy, device, root, keys, host)
         (folder / FILE_NAME).write_bytes(manifest.to_bytes())
     if not (job.prove_it and config.boot.probes) or report.failed:
-        return signed.tree.root_hash, report, None
+        return root.tree.root_hash, report, None
     with step("boot and probe"):
-        evidence = prove(config, disk.path, device, keys, ground.modules, host)
+        evidence = prove(config, disk.path, device.text if device is not None else built.boot_policy, keys, built.modules, host)
         _write_json(folder / "evidence.json", evidence_value(evidence))
-    return signed.tree.root_hash, report, evidence
+    return root.tree.root_hash, report, evidence
 
 
 def _write_json(path: Path, value: object) -> None:

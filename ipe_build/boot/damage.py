@@ -35,12 +35,15 @@ _FLIP_AT = 64
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """The image that is damaged (in overlays only): its partitions, the filesystem copied out, and a signer that nobody trusts."""
+    """The image that is damaged (in overlays only): its partitions, the filesystem copied out, and a signer that nobody trusts.
+
+    `signature` is None where the image has none: its root hash is pinned.
+    """
 
     disk: Path
     root: Partition
     tree: Partition
-    signature: Partition
+    signature: Partition | None
     filesystem: Path
     foreign: Signer | None
 
@@ -62,6 +65,7 @@ class Damage:
     never: str = ""
     runs_application: bool = False
     needs_foreign: bool = False
+    needs_signature: bool = False
     firmware: bool = False
 
 
@@ -78,7 +82,8 @@ def open_target(disk: Path, folder: Path, foreign: Signer | None) -> Target:
             left -= len(piece)
         out.truncate(root.size_bytes)
     tree = find_partition(table, _TREE, "root-verity", disk)
-    return Target(disk, root, tree, find_partition(table, _SIGNATURE, "root-verity-sig", disk), filesystem, foreign)
+    signature = next((partition for partition in table.partitions if partition.type_uuid in _SIGNATURE), None)
+    return Target(disk, root, tree, signature, filesystem, foreign)
 
 
 def _flip(target: Target, offset: int) -> Patch:
@@ -118,16 +123,23 @@ def _foreign_signature(target: Target, host: Host) -> Patch:
 
 
 def _signature(target: Target) -> VeritySignature:
-    raw = _read(target.disk, target.signature.offset_bytes, target.signature.size_bytes)
-    return parse_verity_signature(raw, where=f"{target.disk}: {target.signature.name}")
+    partition = _signature_partition(target)
+    raw = _read(target.disk, partition.offset_bytes, partition.size_bytes)
+    return parse_verity_signature(raw, where=f"{target.disk}: {partition.name}")
+
+
+def _signature_partition(target: Target) -> Partition:
+    if target.signature is None:
+        raise InputError("has no root-verity-sig partition", where=str(target.disk))
+    return target.signature
 
 
 def _replace_signature(target: Target, changed: VeritySignature) -> Patch:
     """Returns the patch that puts another signature into the partition, padded with NUL to its whole size."""
-    data = changed.build()
-    if len(data) > target.signature.size_bytes:
-        raise InputError("the signature does not fit into its partition", where=f"{target.disk}: {target.signature.name}")
-    return Patch(target.signature.offset_bytes, data.ljust(target.signature.size_bytes, b"\0"))
+    data, partition = changed.build(), _signature_partition(target)
+    if len(data) > partition.size_bytes:
+        raise InputError("the signature does not fit into its partition", where=f"{target.disk}: {partition.name}")
+    return Patch(partition.offset_bytes, data.ljust(partition.size_bytes, b"\0"))
 
 
 def _read(disk: Path, offset: int, length: int) -> bytes:
@@ -177,6 +189,7 @@ DAMAGES: tuple[Damage, ...] = (
         _flip_signature,
         _REFUSED,
         never=_MOUNTED,
+        needs_signature=True,
     ),
     Damage(
         "foreign-signature",
@@ -187,6 +200,7 @@ DAMAGES: tuple[Damage, ...] = (
         _REFUSED,
         never=_MOUNTED,
         needs_foreign=True,
+        needs_signature=True,
     ),
 )
 

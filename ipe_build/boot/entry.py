@@ -1,6 +1,7 @@
 """What a disk image boots: kernel, initramfs and command line, read out of its own EFI system partition.
 
-Source: UAPI group, "Boot Loader Specification", type 1 entries (`/loader/entries/*.conf`).
+Source: UAPI group, "Boot Loader Specification", type 1 entries (`/loader/entries/*.conf`) and type 2 (`/EFI/Linux/*.efi`); UEFI
+specification 2.10, section 3.5.1.1 (`/EFI/BOOT/BOOTX64.EFI` and the like).
 """
 
 from __future__ import annotations
@@ -14,21 +15,27 @@ from uuid import UUID
 from ipe_build.errors import InputError, ToolFailedError
 from ipe_build.formats.gpt import Partition, PartitionTable, read_gpt
 from ipe_build.formats.partition_types import EFI_SYSTEM
+from ipe_build.formats.uki import is_uki, uki_parts
 
 if TYPE_CHECKING:
     from ipe_build.host import Host
 
-_ENTRY = re.compile(r"::/loader/entries/([^/]+\.conf)", re.IGNORECASE)
+_ENTRY = re.compile(r"/loader/entries/([^/]+\.conf)", re.IGNORECASE)
+_DEFAULT = re.compile(r"/EFI/BOOT/BOOT(?:X64|AA64|ARM|IA32|RISCV64)\.EFI", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
 class BootEntry:
-    """A boot entry, its files copied out. `initrd` is all its initramfs files, one after the other, or None."""
+    """A boot entry, its files copied out. `initrd` is all its initramfs files, one after the other, or None.
+
+    Where the entry is a unified kernel image, `uki` is that file, `name` its path; the others are what is inside.
+    """
 
     name: str
     kernel: Path
     initrd: Path | None
     options: str
+    uki: Path | None = None
 
 
 def read_table(disk: Path) -> PartitionTable:
@@ -59,9 +66,12 @@ def read_entry(disk: Path, folder: Path, host: Host) -> BootEntry:
     """
     partition = find_partition(read_table(disk), (EFI_SYSTEM,), "EFI system", disk)
     names = _entries(disk, partition, host)
+    unified = _unified(disk, partition, folder, host) if not names else None
+    if unified is not None:
+        return unified
     if not names:
         raise InputError(
-            "its EFI system partition holds no /loader/entries/*.conf",
+            "its EFI system partition holds no /loader/entries/*.conf and no unified kernel image",
             where=str(disk),
             hint="give kernel, initramfs and command line: --kernel, --initrd, --command-line",
         )
@@ -91,12 +101,34 @@ def with_options(options: str, *more: str) -> str:
 
 def _entries(disk: Path, partition: Partition, host: Host) -> list[str]:
     """Returns the names of the entries, in order."""
+    listing = _list(disk, partition, "/loader/entries", host)
+    return sorted(match[1] for path in listing if (match := _ENTRY.fullmatch(path)))
+
+
+def _unified(disk: Path, partition: Partition, folder: Path, host: Host) -> BootEntry | None:
+    """Returns the unified kernel image that is started without a boot entry: the firmware's default program, else the last of EFI/Linux."""
+    found = [path for path in _list(disk, partition, "/EFI/BOOT", host) if _DEFAULT.fullmatch(path)]
+    found += sorted((path for path in _list(disk, partition, "/EFI/Linux", host) if path.lower().endswith(".efi")), reverse=True)
+    for path in found:
+        data = _read(disk, partition, path, host)
+        if is_uki(data):
+            parts = uki_parts(data, f"{disk}: {path}")
+            kernel, initrd, uki = folder / "kernel", folder / "initrd", folder / "uki.efi"
+            kernel.write_bytes(parts.kernel)
+            initrd.write_bytes(parts.initrd)
+            uki.write_bytes(data)
+            return BootEntry(path, kernel, initrd if parts.initrd else None, parts.command_line, uki)
+    return None
+
+
+def _list(disk: Path, partition: Partition, folder: str, host: Host) -> list[str]:
+    """Returns the paths in a folder of the EFI system partition; none when there is no such folder."""
     image = f"{disk.resolve()}@@{partition.offset_bytes}"
     try:
-        listing = host.run(["mdir", "-i", image, "-b", "::/loader/entries"], env={"MTOOLS_SKIP_CHECK": "1"}).text
+        listing = host.run(["mdir", "-i", image, "-b", f"::{folder}"], env={"MTOOLS_SKIP_CHECK": "1"}).text
     except ToolFailedError:
         return []
-    return sorted(match[1] for line in listing.splitlines() if (match := _ENTRY.fullmatch(line.strip())))
+    return [line.strip().removeprefix("::") for line in listing.splitlines() if line.strip().startswith("::")]
 
 
 def _read(disk: Path, partition: Partition, path: str, host: Host) -> bytes:

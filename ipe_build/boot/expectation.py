@@ -39,6 +39,10 @@ class Need(StrEnum):
     OTHER_POLICY = "other policy"
     APPLICATION = "application"
     INTERPRETER = "interpreter"
+    FINAL_POLICY = "final policy"
+    FROZEN_INITRAMFS = "frozen initramfs"
+    SIGNED_MODULE = "signed module"
+    FOREIGN_POLICY = "foreign policy"
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +102,7 @@ class Probe:
     """A row: `what` is a sentence's end for people; `plan` is KIND and arguments of the probe program, with {words} of `Facts`.
 
     `capability` is what the kernel demands of the caller for this operation: where the image dropped it, EPERM is expected instead.
+    `keyless` is what must come of it where the kernel has no key at all, when that differs.
     """
 
     id: str
@@ -106,6 +111,7 @@ class Probe:
     expected: Expected
     needs: tuple[Need, ...] = ()
     capability: str = ""
+    keyless: Expected | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +121,7 @@ class Facts:
     words: dict[str, tuple[str, ...]] = field(default_factory=dict)
     missing: dict[Need, str] = field(default_factory=dict)
     dropped: frozenset[str] = frozenset()
+    keyless: bool = False
 
 
 def resolve(probe: Probe, facts: Facts) -> Probe | str:
@@ -125,7 +132,7 @@ def resolve(probe: Probe, facts: Facts) -> Probe | str:
     for need in probe.needs:
         if need in facts.missing:
             return facts.missing[need]
-    expected = probe.expected
+    expected = probe.keyless if facts.keyless and probe.keyless is not None else probe.expected
     if probe.capability and probe.capability in facts.dropped:
         expected = Expected(Outcome.DENIED, Layer.CAPABILITY, f"no process of the device has {probe.capability}", ("EPERM",))
     plan = tuple(word for item in probe.plan for word in _fill_field(item, facts))
@@ -136,7 +143,7 @@ def _fill_field(item: str, facts: Facts) -> tuple[str, ...]:
     """Returns a plan's field with its words in place; a field that is one {name} may become several."""
     if item.startswith("{") and item.endswith("}"):
         return facts.words[item[1:-1]]
-    return (item,)
+    return (_fill(item, facts),)
 
 
 def _fill(text: str, facts: Facts) -> str:
@@ -146,7 +153,14 @@ def _fill(text: str, facts: Facts) -> str:
     return text
 
 
+def _fill_path(path: str | None, facts: Facts) -> str | None:
+    return None if path is None else _fill(path, facts)
+
+
 def _fill_expected(expected: Expected, facts: Facts) -> Expected:
     """Returns the expectation with the facts' words in place."""
-    records = tuple(replace(r, loads=_fill(r.loads, facts), activates=_fill(r.activates, facts)) for r in expected.records)
-    return replace(expected, detail=_fill(expected.detail, facts), records=records)
+    records = tuple(
+        replace(r, path=_fill_path(r.path, facts), loads=_fill(r.loads, facts), activates=_fill(r.activates, facts))
+        for r in expected.records
+    )
+    return replace(expected, why=_fill(expected.why, facts), detail=_fill(expected.detail, facts), records=records)

@@ -40,9 +40,12 @@ class GuestFile:
 
 @dataclass(frozen=True, slots=True)
 class ModuleFixtures:
-    """One loadable module (uncompressed ELF, needs no other module): signed by a trusted key, unsigned, signed by a foreign key."""
+    """One loadable module (uncompressed ELF, needs no other module): signed by a trusted key, unsigned, signed by a foreign key.
 
-    signed: bytes
+    `signed` is None where the kernel trusts no key.
+    """
+
+    signed: bytes | None
     unsigned: bytes
     foreign: bytes
 
@@ -78,8 +81,8 @@ def probe_files(host: Host, *, modules: ModuleFixtures | None, architecture: str
         }
     files = [GuestFile(path, data, 0o755) for path, data in found.items()]
     if modules is not None:
+        files += [GuestFile(layout.SIGNED_MODULE, modules.signed, 0o644)] if modules.signed is not None else []
         files += [
-            GuestFile(layout.SIGNED_MODULE, modules.signed, 0o644),
             GuestFile(layout.UNSIGNED_MODULE, modules.unsigned, 0o644),
             GuestFile(layout.FOREIGN_MODULE, modules.foreign, 0o644),
         ]

@@ -25,10 +25,13 @@ Version = tuple[int, int, int]
 
 @dataclass(frozen=True, slots=True)
 class PolicyMaterial:
-    """The policy that is in force on the device after its boot (plain text), who signs such policies, and who must not."""
+    """The policy that is in force on the device after its boot (plain text), who signs such policies, and who must not.
+
+    `signer` None: nobody does, the kernel has no key.
+    """
 
     text: bytes
-    signer: Signer
+    signer: Signer | None
     foreign: Signer
 
 
@@ -64,10 +67,13 @@ def policy_facts(material: PolicyMaterial | None) -> Facts:
     """Returns the words for the plans, and which policies cannot be made for the probes and why."""
     if material is None:
         why = "no policy and no key to sign policies with were given"
-        return Facts(missing={Need.POLICY: why, Need.OLDER_POLICY: why, Need.NEWER_POLICY: why})
+        return Facts(missing=dict.fromkeys((Need.POLICY, Need.OLDER_POLICY, Need.NEWER_POLICY, Need.FOREIGN_POLICY), why))
+    if material.signer is None:
+        why = "the kernel has no key, so that no policy is signed for it"
+        return Facts({"other": (_OTHER,)}, dict.fromkeys((Need.POLICY, Need.OLDER_POLICY, Need.NEWER_POLICY), why))
     name, version = policy_header(material.text)
     words: dict[str, tuple[str, ...]] = {"policy": (name,), "other": (_OTHER,), "version": (dotted(version),)}
-    missing = {}
+    missing = {Need.FOREIGN_POLICY: "the kernel has keys: policy-foreign shows it"}
     for need, word, made in ((Need.OLDER_POLICY, "older", older(version)), (Need.NEWER_POLICY, "newer", newer(version))):
         if made is None:
             missing[need] = f"there is no {word} version than {dotted(version)}"
@@ -79,6 +85,8 @@ def policy_facts(material: PolicyMaterial | None) -> Facts:
 def policy_files(material: PolicyMaterial) -> dict[str, bytes]:
     """Returns the files of the policy probes. Signing is all that happens to the text but its header."""
     name, version = policy_header(material.text)
+    if material.signer is None:
+        return {"policy-foreign-other": _sign(with_header(material.text, _OTHER, version), material.foreign)}
     files = {"policy-same": _sign(material.text, material.signer)}
     before, after = older(version), newer(version)
     if before is not None:

@@ -40,7 +40,7 @@ def _loader_denied(status: int, why: str, record: WantedRecord) -> Expected:
     return Expected(Outcome.DENIED, Layer.IPE, why, status=status, detail="failed to map segment from shared object", records=(record,))
 
 
-_ROOT = "lies on the verity root, whose root hash is signed by a trusted key"
+_ROOT = "lies on the verity root, whose root hash {voucher}"
 _TMPFS = "lies on tmpfs, for which no rule of the policy holds"
 _SIGNER = "no trusted key made its signature"
 _NEWER = "an update must have a higher version than the policy it replaces"
@@ -156,6 +156,11 @@ PROBES: tuple[Probe, ...] = (
         ),
         needs=(Need.MODULES,),
         capability="CAP_SYS_MODULE",
+        keyless=_allowed(
+            f"it {_ROOT}; no key exists that a module could be signed with",
+            _module("ALLOW", path=layout.UNSIGNED_MODULE),
+            detail="module .* is loaded$",
+        ),
     ),
     Probe(
         "module-foreign",
@@ -170,19 +175,24 @@ PROBES: tuple[Probe, ...] = (
         ),
         needs=(Need.MODULES,),
         capability="CAP_SYS_MODULE",
+        keyless=_allowed(
+            f"it {_ROOT}; a signature by whomever counts for nothing",
+            _module("ALLOW", path=layout.FOREIGN_MODULE),
+            detail="module .* is loaded$",
+        ),
     ),
     Probe(
         "module-copy",
-        "a copy of the signed module on tmpfs",
-        ("finit-module", f"@tmpfs:{layout.SIGNED_MODULE}"),
-        _denied("EACCES", f"its signature is good, but the copy {_TMPFS}", _module("DENY", dev="tmpfs")),
+        "a copy of the image's module on tmpfs",
+        ("finit-module", "@tmpfs:{module}"),
+        _denied("EACCES", f"the module is good where it was, but the copy {_TMPFS}", _module("DENY", dev="tmpfs")),
         needs=(Need.MODULES,),
         capability="CAP_SYS_MODULE",
     ),
     Probe(
         "module-buffer",
-        "the signed module from a buffer (init_module)",
-        ("init-module", layout.SIGNED_MODULE),
+        "the image's module from a buffer (init_module)",
+        ("init-module", "{module}"),
         _denied("EACCES", "a buffer has no file that a rule could hold for", _module("DENY", "KERNEL_LOAD")),
         needs=(Need.MODULES,),
         capability="CAP_SYS_MODULE",
@@ -196,8 +206,37 @@ PROBES: tuple[Probe, ...] = (
             _module("ALLOW", path=layout.SIGNED_MODULE),
             detail="module .* is loaded$",
         ),
-        needs=(Need.MODULES,),
+        needs=(Need.MODULES, Need.SIGNED_MODULE),
         capability="CAP_SYS_MODULE",
+    ),
+    Probe(
+        "initramfs-program",
+        "a copy of a program, written into the emptied initramfs below the root and run there",
+        ("initramfs-run", layout.PROBE, "hello"),
+        _denied("EACCES", "the policy in force allows nothing of the initramfs", _run("DENY")),
+        needs=(Need.FINAL_POLICY,),
+        capability="CAP_SYS_ADMIN",
+    ),
+    Probe(
+        "initramfs-frozen",
+        "the same, under a boot policy that allows programs of the initramfs",
+        ("initramfs-run", layout.PROBE, "hello"),
+        _denied(
+            "EPERM",
+            "ipe-init froze it, and no process has CAP_LINUX_IMMUTABLE",
+            layer=Layer.CAPABILITY,
+            detail="nothing can be written there",
+        ),
+        needs=(Need.FROZEN_INITRAMFS,),
+        capability="CAP_SYS_ADMIN",
+    ),
+    Probe(
+        "policy-any-key",
+        "a policy, signed by somebody, for a kernel without keys",
+        ("policy-new", "{other}", "@disk:policy-foreign-other"),
+        _denied("ENOKEY", "no keyring holds a key, so that no signature is good", layer=Layer.POLICY_SIGNATURE, detail="version=none"),
+        needs=(Need.FOREIGN_POLICY,),
+        capability="CAP_MAC_ADMIN",
     ),
     Probe(
         "policy-unsigned",

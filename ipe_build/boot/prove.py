@@ -37,7 +37,8 @@ class BootRequest:
 
     `kernel`, `initrd`, `command_line` replace what the image's boot entry says. `foreign` is a key that the device does not trust.
     `policy` is the policy in force after boot; without it the policy probes are skipped. `application` and `interpreter` are
-    programs of the root with arguments; `on_corruption` is what the image tells dm-verity to do: eio, panic or restart.
+    programs of the root with arguments; `keyless` says that the kernel has no key and its boot policy pins the root,
+    `frozen_initramfs` that ipe-init froze the initramfs; `on_corruption` is what the image tells dm-verity to do: eio, panic or restart.
     """
 
     disk: Path
@@ -53,6 +54,8 @@ class BootRequest:
     dropped_capabilities: frozenset[str] = frozenset()
     on_corruption: str = "eio"
     destructive: bool = True
+    keyless: bool = False
+    frozen_initramfs: bool = False
     firmware: bool = False
 
 
@@ -99,6 +102,15 @@ def image_facts(request: BootRequest) -> Facts:
     """Returns what the plans need to know of the image."""
     policy = policy_facts(request.policy)
     words, missing = dict(policy.words), dict(policy.missing)
+    words["voucher"] = ("the boot policy pins",) if request.keyless else ("is signed by a trusted key",)
+    words["module"] = (layout.UNSIGNED_MODULE if request.keyless else layout.SIGNED_MODULE,)
+    if request.keyless:
+        missing[Need.SIGNED_MODULE] = "the kernel has no key, so that no module is signed for it"
+        missing[Need.FINAL_POLICY] = "the boot policy stays in force: initramfs-frozen shows it"
+    if request.frozen_initramfs:
+        missing.setdefault(Need.FINAL_POLICY, "ipe-init froze the initramfs")
+    else:
+        missing[Need.FROZEN_INITRAMFS] = "ipe-init did not freeze the initramfs"
     if not request.modules:
         missing[Need.MODULES] = "the image has no modules"
     if "CAP_MAC_ADMIN" in request.dropped_capabilities:
@@ -111,7 +123,7 @@ def image_facts(request: BootRequest) -> Facts:
             words[name] = given
         else:
             missing[need] = f"no {name} of the image was named"
-    return Facts(words, missing, request.dropped_capabilities)
+    return Facts(words, missing, request.dropped_capabilities, request.keyless)
 
 
 def _resolve(facts: Facts) -> tuple[tuple[Probe, ...], tuple[tuple[Probe, str], ...]]:
@@ -151,7 +163,9 @@ def _jobs(request: BootRequest, tried: Sequence[Probe], folder: Path, host: Host
     left_out = []
     target = open_target(request.disk, folder, request.foreign)
     for damage in DAMAGES:
-        if damage.needs_foreign and request.foreign is None:
+        if damage.needs_signature and target.signature is None:
+            left_out.append((damage, "the image holds no signature of its root hash"))
+        elif damage.needs_foreign and request.foreign is None:
             left_out.append((damage, "no foreign key was given"))
         elif damage.patch is not None:
             try:

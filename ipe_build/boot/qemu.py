@@ -81,6 +81,18 @@ class DirectKernel:
 
 
 @dataclass(frozen=True, slots=True)
+class Firmware:
+    """UEFI firmware and the variables that a boot begins with; what it writes to them is forgotten.
+
+    `smm` firmware keeps its variables where only it can write: the machine then has system management mode.
+    """
+
+    code: Path
+    variables: Path
+    smm: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Patch:
     """Bytes that replace those at `offset` of the disk, in this boot's copy only."""
 
@@ -111,6 +123,7 @@ def boot(
     host: Host,
     *,
     kernel: DirectKernel | None = None,
+    firmware: Firmware | None = None,
     patches: Sequence[Patch] = (),
     extra_disk: Path | None = None,
     devices: Sequence[str] = (),
@@ -121,7 +134,7 @@ def boot(
 
     `extra_disk` (raw, read-only) becomes a second disk; `devices` are more of QEMU's options, such as a TPM's (`boot.tpm`).
     `stop_at` is a regular expression: the machine is stopped `GRACE_S` after the console matched it, unless it powers off before; at once
-    when `cancelled` says so. Without `kernel` the machine boots from firmware.
+    when `cancelled` says so. Without `kernel` the machine boots from `firmware` (Debian's without Secure Boot, unless given).
     Raises: InputError, ToolMissingError, ToolFailedError (QEMU itself failed).
     """
     row = _row(machine)
@@ -131,7 +144,7 @@ def boot(
         _lay_disk(disk, patches, folder)
         console = folder / "console"
         console.touch()
-        argv = [*_command(row, machine, folder, kernel, extra_disk), *devices]
+        argv = [*_command(row, machine, folder, kernel, firmware, extra_disk), *devices]
         watch = _Watch(console, machine.timeout_s, stop_at, cancelled)
         started = time.monotonic()
         host.run(argv, cwd=folder, stop_when=watch)
@@ -200,11 +213,14 @@ def _lay_disk(disk: Path, patches: Sequence[Patch], folder: Path) -> None:
             out.write(patch.data)
 
 
-def _command(row: _Architecture, machine: Machine, folder: Path, kernel: DirectKernel | None, extra_disk: Path | None) -> list[str | Path]:
+def _command(
+    row: _Architecture, machine: Machine, folder: Path, kernel: DirectKernel | None, firmware: Firmware | None, extra_disk: Path | None
+) -> list[str | Path]:
     """Returns QEMU's command line; files are named relative to `folder`, so that no path needs quoting inside an option."""
     fast = machine.accelerator == "kvm"
     argv: list[str | Path] = [row.program, "-no-user-config", "-nodefaults", "-no-reboot", "-display", "none", "-monitor", "none"]
-    argv += ["-machine", row.machine, "-accel", "kvm" if fast else "tcg", "-cpu", "host" if fast else row.emulated_cpu]
+    chipset = f"{row.machine},smm=on" if firmware is not None and firmware.smm else row.machine
+    argv += ["-machine", chipset, "-accel", "kvm" if fast else "tcg", "-cpu", "host" if fast else row.emulated_cpu]
     argv += ["-m", str(machine.memory_mib), "-smp", str(machine.processors)]
     clock = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(machine.time))
     argv += ["-rtc", f"base={clock},clock=vm", "-chardev", "file,id=console,path=console", "-serial", "chardev:console"]
@@ -213,20 +229,20 @@ def _command(row: _Architecture, machine: Machine, folder: Path, kernel: DirectK
         (folder / "extra.raw").symlink_to(extra_disk.resolve())
         argv += ["-drive", "if=none,id=extra,file=extra.raw,format=raw,readonly=on", "-device", "virtio-blk-pci,drive=extra"]
     if kernel is None:
-        return argv + _firmware(row, folder)
+        return argv + _firmware(firmware or Firmware(Path(row.firmware[0]), Path(row.firmware[1])), folder)
     argv += ["-kernel", kernel.kernel.resolve(), "-append", kernel.command_line]
     return argv + (["-initrd", kernel.initrd.resolve()] if kernel.initrd is not None else [])
 
 
-def _firmware(row: _Architecture, folder: Path) -> list[str | Path]:
+def _firmware(firmware: Firmware, folder: Path) -> list[str | Path]:
     """Returns the options for UEFI firmware, with fresh variables of this boot. Raises: ToolMissingError when it is not installed."""
-    code, variables = (Path(path) for path in row.firmware)
-    if not code.is_file() or not variables.is_file():
-        raise ToolMissingError(f"the UEFI firmware {code} is needed and was not found", hint="on Debian: apt-get install ovmf")
-    shutil.copyfile(variables, folder / "variables.fd")
+    if not firmware.code.is_file() or not firmware.variables.is_file():
+        raise ToolMissingError(f"the UEFI firmware {firmware.code} is needed and was not found", hint="on Debian: apt-get install ovmf")
+    shutil.copyfile(firmware.variables, folder / "variables.fd")
     return [
+        *(("-global", "driver=cfi.pflash01,property=secure,value=on") if firmware.smm else ()),
         "-drive",
-        f"if=pflash,unit=0,format=raw,readonly=on,file={code}",
+        f"if=pflash,unit=0,format=raw,readonly=on,file={firmware.code}",
         "-drive",
         "if=pflash,unit=1,format=raw,file=variables.fd",
     ]

@@ -1,4 +1,4 @@
-"""`ipe-build image`: the parts of a device image: filesystem, initramfs, disk."""
+"""`ipe-build image`: the parts of a device image: filesystem, initramfs, disk, UKI."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from uuid import NAMESPACE_URL, UUID, uuid5
 
-from ipe_build.cli import Outcome, image_flash
+from ipe_build.cli import Outcome, image_flash, image_uki
 from ipe_build.errors import InputError, UsageError
 from ipe_build.formats.cpio import CpioEntry, regular_file
 from ipe_build.formats.partition_types import PARTITION_TYPES
@@ -17,6 +17,7 @@ from ipe_build.image.esp import BootEntry
 from ipe_build.image.filesystem import MAKERS, FilesystemRequest, FilesystemType, make_filesystem
 from ipe_build.image.initramfs import CAPABILITIES, VERITY_OPTIONS, Compression, InitramfsRequest, OnFailure, make_initramfs
 from ipe_build.image.rootfs import Entry, PathRule
+from ipe_build.image.slots import SlotRoom
 
 if TYPE_CHECKING:
     from ipe_build.host import Host
@@ -39,11 +40,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
         sub.add_argument("--force", action="store_true", help="replace the output if it exists")
     help_text = "make what flashing tools take: a block map, a compressed image, partition files"
     image_flash.configure(actions.add_parser("flash", help=help_text, description=f"{help_text[0].upper()}{help_text[1:]}."))
+    help_text = "put kernel, initramfs and command line into one EFI program, signed for Secure Boot"
+    image_uki.configure(actions.add_parser("uki", help=help_text, description=f"{help_text[0].upper()}{help_text[1:]}."))
 
 
 def run(arguments: argparse.Namespace, host: Host) -> Outcome:
     """Returns the outcome of the sub-verb."""
-    actions = {"filesystem": _filesystem, "initramfs": _initramfs, "disk": _disk, "flash": image_flash.run}
+    actions = {"filesystem": _filesystem, "initramfs": _initramfs, "disk": _disk, "flash": image_flash.run, "uki": image_uki.run}
     return actions[arguments.action](arguments, host)
 
 
@@ -103,6 +106,8 @@ def _configure_disk(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--uuid", help="the disk's UUID (default: derived from the root hash)")
     parser.add_argument("--esp-mib", type=int, default=64, metavar="N", help="size of the EFI system partition (default: 64)")
     parser.add_argument("--no-boot-loader", action="store_true", help="leave systemd-boot out")
+    parser.add_argument("--slots", action="store_true", help="two slots for A/B updates, this image in the first")
+    parser.add_argument("--slot-root-mib", type=int, default=0, metavar="N", help="of a slot's root (default: half more than this one)")
     parser.add_argument("--boot-loader", type=Path, metavar="FILE", help="a boot loader instead of the installed systemd-boot")
     parser.add_argument("--architecture", choices=list(PARTITION_TYPES), default="x86-64", help="default: x86-64")
 
@@ -179,6 +184,7 @@ def _disk(arguments: argparse.Namespace, host: Host) -> Outcome:
         esp_bytes=arguments.esp_mib * _MIB,
         boot_loader=not arguments.no_boot_loader,
         boot_loader_path=arguments.boot_loader,
+        slots=SlotRoom(arguments.slot_root_mib * _MIB) if arguments.slots else None,
     )
     disk = make_disk(request, arguments.output, host, force=arguments.force)
     return Outcome(disk_value(disk), _disk_text(disk))

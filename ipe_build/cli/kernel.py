@@ -1,4 +1,4 @@
-"""`ipe-build kernel`: fragment, check, build, inspect."""
+"""`ipe-build kernel`: fragment, check, build, inspect; seal and compare are in kernel_seal.py."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ipe_build.cli import Outcome
+from ipe_build.cli.kernel_seal import configure_compare, configure_seal, run_compare, run_seal
 from ipe_build.errors import ExitStatus, InputError
 from ipe_build.formats.dotconfig import parse_dotconfig, render_dotconfig
 from ipe_build.host import Host
@@ -19,6 +20,7 @@ from ipe_build.kernel.fragment import Fragment, fragment, render_fragment
 from ipe_build.kernel.inspect import KernelFacts, inspect_kernel
 from ipe_build.kernel.needs import ROWS, Need
 from ipe_build.kernel.profiles import ALWAYS, BOARDS, BRINGS, DEBIAN_SOURCE, board_of_name, kernel_request, need_of_name, with_brought
+from ipe_build.kernel.slot import DEFAULT_RESERVED, reserved_policy
 from ipe_build.kernel.trust import KernelTrust
 from ipe_build.policy.parser import Role, parse
 from ipe_build.policy.properties import PROPERTY_OF_NAME
@@ -154,7 +156,11 @@ def _configure_build(parser: ArgumentParser) -> None:
     parser.add_argument("--filesystem", default="erofs", help="of the root: erofs, squashfs or ext4")
     parser.add_argument("--module-compression", default="none", help="none, gzip, xz or zstd")
     parser.add_argument("--fragment", action="append", default=[], type=Path, metavar="FILE", help="configuration of your own; repeatable")
-    parser.add_argument("--boot-policy", type=Path, required=True, metavar="FILE", help="the policy to compile in")
+    policy = parser.add_mutually_exclusive_group(required=True)
+    policy.add_argument("--boot-policy", type=Path, metavar="FILE", help="the policy to compile in")
+    policy.add_argument(
+        "--reserve", type=int, metavar="BYTES", help=f"compile in a reserved policy of this size, for kernel seal (say {DEFAULT_RESERVED})"
+    )
     parser.add_argument("--trust", action="append", default=[], type=Path, metavar="CERT", help="a certificate to build in; repeatable")
     parser.add_argument("--revoke", action="append", default=[], type=Path, metavar="CERT", help="a certificate not to trust; repeatable")
     parser.add_argument(
@@ -174,7 +180,8 @@ def _run_build(arguments: Namespace, host: Host) -> Outcome:
         base=arguments.base,
         fragments=tuple(arguments.fragment),
     )
-    trust = KernelTrust(_read(arguments.boot_policy), tuple(map(_read, arguments.trust)), tuple(map(_read, arguments.revoke)))
+    boot_policy = _read(arguments.boot_policy) if arguments.boot_policy is not None else reserved_policy(arguments.reserve)
+    trust = KernelTrust(boot_policy, tuple(map(_read, arguments.trust)), tuple(map(_read, arguments.revoke)))
     kernel = build_kernel(request, trust, host)
     with host.output_directory(arguments.output, marker="kernel.config") as folder:
         _copy(kernel, folder)
@@ -280,4 +287,6 @@ _SUBVERBS: tuple[_SubVerb, ...] = (
     _SubVerb("check", _configure_check, _run_check, "compare a resolved .config with what is needed"),
     _SubVerb("inspect", _configure_inspect, _run_inspect, "print what a kernel binary says about itself: nothing is run"),
     _SubVerb("build", _configure_build, _run_build, "build a kernel with a boot policy and certificates"),
+    _SubVerb("seal", configure_seal, run_seal, "write the boot policy into a kernel that is built already"),
+    _SubVerb("compare", configure_compare, run_compare, "say whether two kernels are the same, and where not"),
 )

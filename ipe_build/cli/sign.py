@@ -1,4 +1,4 @@
-"""`ipe-build sign policy | root-hash | fsverity | ima | evm | verify | plan | attach`."""
+"""`ipe-build sign policy | root-hash | fsverity | ima | evm | efi | verify | plan | attach`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ipe_build.cli import Outcome, sign_plan
+from ipe_build.cli import Outcome, sign_efi, sign_plan
 from ipe_build.cli.payloads import (
     TRUSTED_HELP,
     evm_attributes,
@@ -18,6 +18,8 @@ from ipe_build.cli.payloads import (
     target_of,
     target_options,
 )
+from ipe_build.errors import UsageError
+from ipe_build.formats.verity_sig import VeritySignature
 from ipe_build.kernel.keyring import read_trusted
 from ipe_build.signing.algorithms import HASHES
 from ipe_build.signing.backends import BACKENDS, open_signer
@@ -36,6 +38,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     policy.add_argument("input", metavar="FILE")
     root_hash = verbs.add_parser("root-hash", help="sign a dm-verity root hash (detached; --root-hash-signature)")
     root_hash.add_argument("input", metavar="HEX|FILE")
+    root_hash.add_argument("--verity-sig", type=Path, metavar="OUT", help="also write the content of the signature partition")
     fsverity = verbs.add_parser("fsverity", help="sign a file's fs-verity digest (detached; FS_IOC_ENABLE_VERITY)")
     fsverity.add_argument("input", metavar="FILE")
     fsverity_options(fsverity)
@@ -43,7 +46,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     ima.add_argument("input", metavar="FILE")
     evm = verbs.add_parser("evm", help="sign a file's attributes, owner and mode (portable; the value of security.evm)")
     evm_options(evm)
-    for verb in (policy, root_hash, fsverity, ima, evm):
+    efi = verbs.add_parser("efi", aliases=["uki"], help="sign an EFI program for Secure Boot: a UKI, a boot loader, a kernel")
+    sign_efi.configure(efi)
+    for verb in (policy, root_hash, fsverity, ima, evm, efi):
         verb.add_argument(
             "--key", required=True, metavar="URI", help="one of " + ", ".join(row.example for row in BACKENDS).replace("%", "%%")
         )
@@ -55,14 +60,15 @@ def configure(parser: argparse.ArgumentParser) -> None:
     verify = verbs.add_parser("verify", help="check a signature as the kernel does, against a set of certificates")
     verify.add_argument("profile", choices=sorted(PROFILES))
     verify.add_argument("payload", type=Path, metavar="PAYLOAD", help="the exact bytes that were signed")
-    verify.add_argument("signature", type=Path, metavar="SIGNATURE")
+    verify.add_argument("signature", type=Path, nargs="?", metavar="SIGNATURE", help="an EFI program carries its own")
     verify.add_argument("--trusted", required=True, type=Path, metavar="FILE", help=TRUSTED_HELP)
+    verify.add_argument("--forbidden", type=Path, metavar="DBX", help="for efi-image: what firmware refuses (dbx: .esl, .auth)")
     sign_plan.configure(verbs)
 
 
 def run(arguments: argparse.Namespace, host: Host) -> Outcome:
     """Runs the sub-verb."""
-    others = {"verify": _verify, "plan": sign_plan.plan, "attach": sign_plan.attach}
+    others = dict.fromkeys(sign_efi.ACTIONS, sign_efi.sign) | {"verify": _verify, "plan": sign_plan.plan, "attach": sign_plan.attach}
     if arguments.action in others:
         return others[arguments.action](arguments, host)
     profile, payload = _payload(arguments, host)
@@ -72,6 +78,10 @@ def run(arguments: argparse.Namespace, host: Host) -> Outcome:
     verify_signature(profile, payload, signature, [signer.certificate])
     with host.output(arguments.output, force=arguments.force) as temporary:
         temporary.write_bytes(signature)
+    if getattr(arguments, "verity_sig", None) is not None:
+        partition = VeritySignature(bytes.fromhex(payload.decode()), bytes.fromhex(fingerprint(signer.certificate)), signature)
+        with host.output(arguments.verity_sig, force=arguments.force) as temporary:
+            temporary.write_bytes(partition.build())
     value = {
         "profile": profile.name,
         "output": str(arguments.output),
@@ -98,6 +108,10 @@ def _payload(arguments: argparse.Namespace, host: Host) -> tuple[Profile, bytes]
 def _verify(arguments: argparse.Namespace, _host: Host) -> Outcome:
     """Checks a signature; a negative answer is a VerificationError (exit status 1)."""
     profile = PROFILES[arguments.profile]
+    if arguments.signature is None:
+        if profile.name != "efi-image":
+            raise UsageError("wants the signature's file", where=f"sign verify {profile.name}")
+        return sign_efi.verify(arguments.payload, arguments.trusted, arguments.forbidden)
     trusted = read_trusted(arguments.trusted)
     signer = trusted.verify(profile, arguments.payload.read_bytes(), arguments.signature.read_bytes())
     subject = signer.subject.rfc4514_string()

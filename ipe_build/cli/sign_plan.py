@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -16,7 +16,9 @@ from ipe_build.formats.module_signature import strip_signatures
 from ipe_build.kernel.module_compression import unpack
 from ipe_build.kernel.modules import find_modules, sign_modules
 from ipe_build.signing.algorithms import HASHES
+from ipe_build.signing.authenticode import unsigned
 from ipe_build.signing.certificates import ROLES, fingerprint
+from ipe_build.signing.efi_image import UEFI_ROLE, sign_image
 from ipe_build.signing.loading import load_certificate, load_certificates
 from ipe_build.signing.plan import AnsweredSigner, Answers, Plan, Request, check_answers, make_request, read_answers, read_plan
 from ipe_build.signing.profiles import PROFILES, sign_payload
@@ -24,7 +26,7 @@ from ipe_build.signing.profiles import PROFILES, sign_payload
 if TYPE_CHECKING:
     from ipe_build.host import Host
 
-_ROLE_NAMES = tuple(role.name for role in ROLES)
+_ROLE_NAMES = tuple(role.name for role in (*ROLES, UEFI_ROLE))
 
 
 class _Item(NamedTuple):
@@ -43,6 +45,7 @@ def configure(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
     making.add_argument("--root-hash", action="append", default=[], metavar="HEX|FILE", help="result: FILE.p7s, or HEX….roothash.p7s")
     making.add_argument("--module", action="append", default=[], type=Path, metavar="DIR|FILE", help="result: the module, signed in place")
     making.add_argument("--fsverity", action="append", default=[], type=Path, metavar="FILE", help="result: FILE.fsverity.p7s")
+    making.add_argument("--efi", action="append", default=[], metavar="FILE[=OUT]", help="a UKI, say; result: OUT or FILE.signed")
     fsverity_options(making)
     roles = ", ".join(_ROLE_NAMES)
     making.add_argument("--cert", action="append", required=True, metavar="[ROLE=]PEM", help=f"who must sign; ROLE is one of {roles}")
@@ -76,12 +79,12 @@ def plan(arguments: argparse.Namespace, host: Host) -> Outcome:
             source=item.source,
             output=item.output,
             digest_name=arguments.digest,
-            carry=item.profile != "module",
+            carry=item.profile not in _READ_AGAIN,
             target=target,
         )
         requests.append(request)
     if not requests:
-        raise UsageError("names nothing to sign", where="sign plan", hint="give --policy, --root-hash, --module or --fsverity")
+        raise UsageError("names nothing to sign", where="sign plan", hint="give --policy, --root-hash, --module, --fsverity or --efi")
     with host.output(arguments.output, force=arguments.force) as temporary:
         temporary.write_text(Plan(tuple(requests)).to_json(), encoding="utf-8")
     value = {
@@ -103,11 +106,23 @@ def _items(arguments: argparse.Namespace, host: Host) -> Iterator[_Item]:
         yield _Item("fs-verity-builtin", str(path), f"{path}.fsverity.p7s", fsverity_payload(arguments, host, path))
     for path in find_modules(arguments.module):
         yield _Item("module", str(path), str(path), _module_payload(path))
+    for text in arguments.efi:
+        source, _, output = text.partition("=")
+        yield _Item("efi-image", source, output or f"{source}.signed", _efi_payload(Path(source)))
 
 
 def _module_payload(path: Path) -> bytes:
     """Returns what is signed of a module."""
     return strip_signatures(unpack(path.read_bytes(), str(path))[0], str(path))
+
+
+def _efi_payload(path: Path) -> bytes:
+    """Returns what is signed of an EFI program."""
+    return unsigned(path.read_bytes(), str(path))
+
+
+_READ_AGAIN: dict[str, Callable[[Path], bytes]] = {"module": _module_payload, "efi-image": _efi_payload}
+"""The profiles whose payload a plan does not carry, because it is large, and how it is read again."""
 
 
 def _certificates_by_role(words: list[str]) -> dict[str, x509.Certificate]:
@@ -130,7 +145,7 @@ def attach(arguments: argparse.Namespace, host: Host) -> Outcome:
     unknown = sorted(answers.keys() - {row.id for row in wanted.requests})
     if unknown:
         raise InputError(f"answers {unknown[0]!r}, which the plan does not ask for", where=str(arguments.signatures[0]))
-    payloads = {row.id: _module_payload(Path(row.source)) for row in wanted.requests if row.payload is None}
+    payloads = {row.id: _READ_AGAIN[row.profile](Path(row.source)) for row in wanted.requests if row.payload is None}
     checked = check_answers(wanted, answers, certificates, payloads)
     unplaced = {row.id for row in (*checked.missing, *(row for row, _ in checked.wrong))}
     placed = [row for row in wanted.requests if row.id not in unplaced]
@@ -151,6 +166,11 @@ def _place(rows: list[Request], checked: Answers, certificates: list[x509.Certif
     signers = {fingerprint(certificate): AnsweredSigner(certificate, checked.good) for certificate in certificates}
     modules: dict[tuple[str, str], list[Path]] = {}
     for row in rows:
+        if row.profile == "efi-image":
+            made = sign_image(Path(row.source).read_bytes(), signers[row.certificate_sha256], row.digest_name)
+            with host.output(Path(row.output), force=True) as temporary:
+                temporary.write_bytes(made)
+            continue
         if row.payload is None or row.profile == "module":
             modules.setdefault((row.certificate_sha256, row.digest_name), []).append(Path(row.source))
             continue

@@ -15,6 +15,7 @@ class Profile(StrEnum):
 
     DEVELOPMENT = "development"
     PRODUCTION = "production"
+    SEALED = "sealed"
 
 
 class Filesystem(StrEnum):
@@ -72,7 +73,10 @@ class BuildSection:
     name: str = setting(
         "Name of the image: its files are called NAME.raw and so on.", check=_matches(r"[A-Za-z0-9][A-Za-z0-9._-]*", "a file name")
     )
-    profile: Profile = setting("`production` refuses test keys, and expired or weak certificates.", Profile.DEVELOPMENT)
+    profile: Profile = setting(
+        "`production` refuses test keys, and expired or weak certificates. `sealed`: no key at all, the kernel's policy pins this root.",
+        Profile.DEVELOPMENT,
+    )
     architecture: str = setting("The device's architecture.", "x86-64", check=_matches("x86-64", "x86-64 (the only one so far)"))
 
 
@@ -94,6 +98,13 @@ class KeysSection:
     trusted: tuple[Path, ...] = setting("More certificates (PEM) that the kernel trusts, for instance the next signing keys.", ())
 
 
+class Seal(StrEnum):
+    """How the boot policy of a sealed image gets into its kernel."""
+
+    IN_PLACE = "in-place"
+    LINK = "link"
+
+
 @dataclass(frozen=True, slots=True)
 class KernelSection:
     """`[kernel]`: see the keys."""
@@ -105,6 +116,8 @@ class KernelSection:
         "More needs of the fragment table: see `ipe-build kernel fragment --list`.", ("hardening", "probes")
     )
     fragments: tuple[Path, ...] = setting("Configuration fragments of your own, merged after the base and before ours.", ())
+    seal: Seal = setting("With profile = sealed, how the boot policy gets into the kernel: `in-place` or `link`.", Seal.IN_PLACE)
+    reserve: int = setting("With seal = in-place: bytes kept for the boot policy in the kernel.", 4096, check=_between(512, 1 << 20))
     image: Path | None = setting("A kernel that is built already (bzImage), instead of `source`.", None)
     config: Path | None = setting("The resolved .config of `image`.", None)
     modules: Path | None = setting("The folder with the modules of `image`.", None)
@@ -259,6 +272,24 @@ class FlashSection:
     sparse: bool = setting("Makes the partitions' files Android sparse files.", False)
 
 
+@dataclass(frozen=True, slots=True)
+class UpdateSection:
+    """`[update]`: see the keys."""
+
+    slots: bool = setting("Lays the disk out for A/B updates, puts ipe-slot into the root and makes NAME.raw.update/.", False)
+    root_mib: int = setting("Size of each slot's root; half more than this root when 0.", 0, check=_between(0, 1 << 20))
+    compatible: str | None = setting(
+        "What devices an update is for; [build] name when left out.", None, check=_matches(r"[A-Za-z0-9._/:+-]+", "one word")
+    )
+    version: str = setting("The update's version, for RAUC and SWUpdate.", "1", check=_matches(r"[A-Za-z0-9._/:+-]+", "one word"))
+    bootloader: str = setting(
+        "What RAUC switches slots with.", "efi", check=_matches("efi|uboot|barebox|grub|noop", "efi, uboot, barebox, grub or noop")
+    )
+    devices: str = setting("The device's folder with the partitions by their names.", "/dev/disk/by-partlabel", check=_absolute)
+    state: str = setting("The device's writable folder for RAUC's status.", "/var/lib/rauc", check=_absolute)
+    keyring: Path | None = setting("Certificates (PEM) that the device trusts for RAUC bundles: put into the root.", None)
+
+
 class Accelerator(StrEnum):
     """How QEMU runs the guest's code."""
 
@@ -294,4 +325,5 @@ class Config:
     initramfs: InitramfsSection = section("The program between the kernel and the verity root.", InitramfsSection)
     disk: DiskSection = section("The disk image.", DiskSection)
     flash: FlashSection = section("Files for flashing tools, beside the disk image.", FlashSection)
+    update: UpdateSection = section("A/B slots and what updaters take.", UpdateSection)
     boot: BootSection = section("The proof.", BootSection)

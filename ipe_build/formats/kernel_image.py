@@ -15,7 +15,8 @@ from dissect.cstruct import cstruct
 from ipe_build.errors import FormatError
 from ipe_build.formats.c_kernel_image import C_KERNEL_IMAGE
 from ipe_build.formats.kernel_compression import compression_of, unpack
-from ipe_build.formats.pe import is_pe, parse_pe
+from ipe_build.formats.pe import parse_pe
+from ipe_build.formats.uki import is_uki
 
 MAX_LAYERS = 4
 MAX_IMAGE_BYTES = 1 << 30
@@ -147,22 +148,12 @@ def release_of(data: bytes) -> str:
     return (text.split(b" ", 1)[0]).decode("ascii", "replace")
 
 
-def _is_uki(data: bytes) -> bool:
-    """Returns whether it is a PE image with a section .linux; one that is damaged is none."""
-    if not is_pe(data):
-        return False
-    try:
-        return parse_pe(data, _WHERE).is_uki
-    except FormatError:
-        return False
-
-
 _READERS: tuple[tuple[Callable[[bytes], bool], Callable[[bytes], _Layer]], ...] = (
     (lambda data: data.startswith(b"\x7fELF") and len(data) >= 20, _elf),
     (lambda data: data[0x202:0x206] == b"HdrS", _bzimage),
     (lambda data: data[4:8] == b"zimg" and data[:2] == b"MZ", _zboot),
     (lambda data: data[56:60] == b"ARM\x64", lambda _data: (ImageFormat.ARM64, "arm64", None)),
     (lambda data: data[56:60] == b"RSC\x05", lambda _data: (ImageFormat.RISCV, "riscv", None)),
-    (_is_uki, _uki),
+    (is_uki, _uki),
 )
 """How each format is recognised, most exact first: a bzImage and an arm64 Image are PE files too."""

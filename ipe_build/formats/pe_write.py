@@ -6,8 +6,8 @@ Source: "PE Format" of Microsoft. Where firmware is laxer than the format, the f
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from ipe_build.errors import InputError
@@ -41,21 +41,28 @@ class _Placed(NamedTuple):
     content: bytes
 
 
-def with_sections(image: PeImage, added: Sequence[NewSection], *, without: Sequence[str] = ()) -> bytes:
+def with_sections(
+    image: PeImage, added: Sequence[NewSection], *, without: Sequence[str] = (), replaced: Mapping[str, bytes] | None = None
+) -> bytes:
     """Returns the image with sections added, in order, at page boundaries behind its last one; unsigned, its checksum 0.
 
-    Sections named in `without` are left out. Symbols and whatever else lies behind the sections are left out too, since nothing in a
-    header would cover them. The same inputs give the same bytes.
+    Sections named in `without` are left out, those named in `replaced` get that content at the address that they have. Symbols and
+    whatever else lies behind the sections are left out too, since nothing in a header would cover them. The same inputs give the same
+    bytes.
     Raises: InputError for a name that is too long or there already, an empty section, an overlap, or an image that would be too large.
     """
-    kept = [section for section in image.sections if section.name not in without]
+    changed = dict(replaced or {})
+    kept = [_resized(section, changed.get(section.name)) for section in image.sections if section.name not in without]
+    missing = sorted(changed.keys() - {section.name for section in kept})
+    if missing:
+        raise InputError(f"has no section {missing[0]}", where=_WHERE)
     _check_names(kept, added)
     _check_overlaps(kept)
     headers = _align(image.section_table_offset + _ROW.size * (len(kept) + len(added)), image.file_alignment)
     headers = max(headers, image.size_of_headers)
     if kept and headers > min(section.virtual_address for section in kept):
         raise InputError(f"{len(added)} more sections do not fit before its first one", where=_WHERE, hint="add fewer sections")
-    placed = _place(image, kept, added, headers)
+    placed = _place(image, kept, changed, added, headers)
     moved = any(one.section.raw_offset != old.raw_offset for one, old in zip(placed, kept, strict=False) if old.raw_size)
     if moved and _has_debug_directory(image):
         raise InputError("its debug directory holds file offsets that would be wrong", where=_WHERE, hint="strip the stub first")
@@ -63,11 +70,19 @@ def with_sections(image: PeImage, added: Sequence[NewSection], *, without: Seque
     return _headers(image, [one.section for one in placed], headers, added) + body
 
 
-def _place(image: PeImage, kept: Sequence[Section], added: Sequence[NewSection], headers: int) -> list[_Placed]:
+def _resized(section: Section, content: bytes | None) -> Section:
+    """Returns the section with the size of its new content, if it gets one."""
+    return section if content is None else replace(section, virtual_size=len(content))
+
+
+def _place(
+    image: PeImage, kept: Sequence[Section], changed: Mapping[str, bytes], added: Sequence[NewSection], headers: int
+) -> list[_Placed]:
     """Returns all sections with their places: those that were there keep their addresses, new ones follow at page boundaries."""
     placed, offset = [], headers
     for section in kept:
-        content = image.data[section.raw_offset : section.raw_offset + section.raw_size] if section.raw_size else b""
+        old = image.data[section.raw_offset : section.raw_offset + section.raw_size] if section.raw_size else b""
+        content = changed.get(section.name, old)
         raw = content.ljust(_align(len(content), image.file_alignment), b"\0")
         row = Section(section.name, section.virtual_size, section.virtual_address, len(raw), offset if raw else 0, section.characteristics)
         placed.append(_Placed(row, raw))

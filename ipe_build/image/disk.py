@@ -17,6 +17,7 @@ from ipe_build.errors import InputError
 from ipe_build.formats.gpt import ATTRIBUTE_READ_ONLY, Partition, PartitionTable, lay_out, read_gpt, write_gpt
 from ipe_build.formats.partition_types import EFI_SYSTEM, PARTITION_TYPES
 from ipe_build.image.esp import BootEntry, EspFile, boot_loader_file, entry_files, make_esp
+from ipe_build.image.slots import Content, SlotRoom, two_slots
 
 if TYPE_CHECKING:
     from ipe_build.host import Host
@@ -32,7 +33,7 @@ class DiskRequest:
 
     `hash_area` is a file with the verity superblock at its start. `boot_loader` False leaves systemd-boot out;
     `boot_loader_path` names another one. `files` are put into the EFI system partition too (a UKI, say). With neither `entry` nor
-    `files` there is no EFI system partition.
+    `files` there is no EFI system partition. `slots` lays the disk out for A/B updates; the image is then in slot a.
     """
 
     filesystem: Path
@@ -47,6 +48,7 @@ class DiskRequest:
     boot_loader: bool = True
     boot_loader_path: Path | None = None
     sector_bytes: int = 512
+    slots: SlotRoom | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,17 +87,19 @@ def make_disk(request: DiskRequest, out: Path, host: Host, *, force: bool = Fals
     _check_inputs(request)
     with host.scratch() as scratch, host.output(out, force=force) as temporary:
         contents = _contents(request, scratch, host)
-        table = lay_out(request.disk_uuid, [partition for partition, _ in contents], sector_bytes=request.sector_bytes)
+        if request.slots is not None:
+            contents = two_slots(contents, request.disk_uuid, request.slots)
+        table = lay_out(request.disk_uuid, [one.partition for one in contents], sector_bytes=request.sector_bytes)
         started, done = time.monotonic(), 0
-        total = sum(partition.size_bytes for partition in table.partitions)
+        total = sum(one.size_bytes for one in contents)
         with temporary.open("wb") as disk:
             disk.truncate(table.size_bytes)
             for piece in write_gpt(table):
                 os.pwrite(disk.fileno(), piece.data, piece.offset)
-            for partition, (wanted, content) in zip(table.partitions, contents, strict=True):
-                for count in _copy(content, disk, partition.offset_bytes, wanted.size_bytes):
+            for partition, content in zip(table.partitions, contents, strict=True):
+                for count in _copy(content.source, disk, partition.offset_bytes, content.size_bytes):
                     host.progress.amount(done + count, total, started)
-                done += partition.size_bytes
+                done += content.size_bytes
         host.progress.amount(total, total, started)
     return _facts(out, table)
 
@@ -131,29 +135,30 @@ def _check_inputs(request: DiskRequest) -> None:
         raise InputError("is empty", where="root hash signature")
 
 
-def _contents(request: DiskRequest, scratch: Path, host: Host) -> list[tuple[Partition, Path | bytes]]:
+def _contents(request: DiskRequest, scratch: Path, host: Host) -> list[Content]:
     """Returns each partition (without its place) with its content."""
     row = PARTITION_TYPES[request.architecture]
     data_uuid, tree_uuid = partition_uuids(request.root_hash)
     arch = request.architecture
-    contents: list[tuple[Partition, Path | bytes]] = []
+    contents: list[Content] = []
     files = [*(entry_files(request.entry) if request.entry is not None else ()), *request.files]
     if files:
         if request.boot_loader:
             files.insert(0, boot_loader_file(arch, request.boot_loader_path))
         esp, esp_uuid = scratch / "esp", uuid5(request.disk_uuid, "esp")
         size = make_esp(files, esp, request.esp_bytes, esp_uuid, host)
-        contents.append((Partition(0, EFI_SYSTEM, esp_uuid, "esp", 0, size), esp))
+        contents.append(Content(Partition(0, EFI_SYSTEM, esp_uuid, "esp", 0, size), esp, size))
     for name, type_uuid, uuid, path in (
         (f"root-{arch}", row.root, data_uuid, request.filesystem),
         (f"root-{arch}-verity", row.root_verity, tree_uuid, request.hash_area),
     ):
-        contents.append((Partition(0, type_uuid, uuid, name, 0, path.stat().st_size, ATTRIBUTE_READ_ONLY), path))
+        size = path.stat().st_size
+        contents.append(Content(Partition(0, type_uuid, uuid, name, 0, size, ATTRIBUTE_READ_ONLY), path, size))
     if request.signature is not None:
         uuid = uuid5(data_uuid, request.root_hash.hex())
         size = len(request.signature)
         name = f"root-{arch}-verity-sig"
-        contents.append((Partition(0, row.root_verity_sig, uuid, name, 0, size, ATTRIBUTE_READ_ONLY), request.signature))
+        contents.append(Content(Partition(0, row.root_verity_sig, uuid, name, 0, size, ATTRIBUTE_READ_ONLY), request.signature, size))
     return contents
 
 

@@ -45,7 +45,8 @@ class FilesystemType(StrEnum):
 class FilesystemRequest:
     """What to make. `source` is a folder, a tar (plain, gzip, bzip2, xz, zstd) or a finished image, which is taken as it is.
 
-    `keep_owners` None: a tar's owners are kept, a folder's become 0:0. Then `additions` are put in, then `rules` are applied.
+    `keep_owners` None: a tar's owners are kept, a folder's become 0:0. Then `additions` are put in, then `rules` are applied, and at last
+    `finish` may put attributes on files (signatures over what they are by then).
     `compression` "" is the filesystem's usual one (`Maker.compressions`). `size_bytes` (ext4 only) 0 is as small as fits.
     """
 
@@ -58,6 +59,7 @@ class FilesystemRequest:
     rules: tuple[PathRule, ...] = ()
     size_bytes: int = 0
     xattrs: bool = True
+    finish: Callable[[Rootfs], Rootfs] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,16 +98,31 @@ def make_filesystem(request: FilesystemRequest, out: Path, host: Host, *, force:
     Raises: InputError for a source that cannot be used, an unsafe tar, a rule that matches nothing; OutputError; ToolMissingError.
     """
     source = request.source
+    with host.scratch() as scratch:
+        if source.is_file() and (found := detect_filesystem(source)) is not None:
+            return _take(request, found, out, host, force=force)
+        rootfs = rootfs_of(source, scratch, host, keep_owners=request.keep_owners)
+        return _make(request, rootfs, out, scratch, host, force=force)
+
+
+def rootfs_of(source: Path, scratch: Path, host: Host, *, keep_owners: bool | None = None) -> Rootfs:
+    """Returns the entries of a folder or a tar; a compressed tar is unpacked into `scratch`. For images see `image.contents`.
+
+    Raises: InputError.
+    """
     if not source.exists():
         raise InputError("does not exist", where=str(source), hint="name a folder, a tar archive or a filesystem image")
+    if source.is_dir():
+        return read_folder(source, keep_owners=bool(keep_owners))
+    return read_tar(_plain_tar(source, scratch, host), keep_owners=keep_owners is not False)
+
+
+def make_from_entries(request: FilesystemRequest, rootfs: Rootfs, out: Path, host: Host, *, force: bool = False) -> FilesystemImage:
+    """Returns the image made at `out` of entries that were read already; the request's `source` is not looked at.
+
+    Raises: as `make_filesystem`.
+    """
     with host.scratch() as scratch:
-        if source.is_dir():
-            rootfs = read_folder(source, keep_owners=bool(request.keep_owners))
-        elif (found := detect_filesystem(source)) is not None:
-            return _take(request, found, out, host, force=force)
-        else:
-            archive = _plain_tar(source, scratch, host)
-            rootfs = read_tar(archive, keep_owners=request.keep_owners is not False)
         return _make(request, rootfs, out, scratch, host, force=force)
 
 
@@ -137,6 +154,8 @@ def _make(request: FilesystemRequest, rootfs: Rootfs, out: Path, scratch: Path, 
     rootfs = apply_rules(add(rootfs, request.additions), request.rules)
     if not request.xattrs:
         rootfs = rootfs.without_xattrs()
+    if request.finish is not None:
+        rootfs = request.finish(rootfs)
     with host.output(out, force=force) as temporary:
         staged = stage(rootfs, scratch, epoch)
         row.make(_Job(request, staged, temporary, scratch, epoch, compression), host)
@@ -174,7 +193,7 @@ MAKERS: tuple[Maker, ...] = (
 
 def _take(request: FilesystemRequest, found: FilesystemType, out: Path, host: Host, *, force: bool) -> FilesystemImage:
     """Copies a finished image; only zeros up to a multiple of 4096 are added."""
-    if request.additions or request.rules:
+    if request.additions or request.rules or request.finish:
         raise InputError(
             "is a finished image, nothing can be added or changed in it",
             where=str(request.source),

@@ -55,7 +55,7 @@ def make_flash_files(disk: Disk, folder: Path, request: FlashRequest, host: Host
     """
     name = disk.path.name
     made: list[Path] = []
-    with _reader(disk.path) as read_at:
+    with open_image(disk.path) as read_at:
         areas = used_areas(disk.table, read_at)
         if request.bmap:
             made.append(folder / f"{name}.bmap")
@@ -95,8 +95,14 @@ def partition_file_names(partitions: tuple[Partition, ...]) -> dict[int, str]:
     return names
 
 
+def sha256_of(path: Path) -> str:
+    """Returns a file's SHA-256 in hex."""
+    with path.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
 @contextmanager
-def _reader(path: Path) -> Iterator[Callable[[int, int], bytes]]:
+def open_image(path: Path) -> Iterator[Callable[[int, int], bytes]]:
     """Yields `read_at(offset, length)` of a file. Raises: InputError when it cannot be read."""
     try:
         with path.open("rb") as handle:
@@ -144,14 +150,14 @@ def _write_partitions(
             if sparse:
                 _write_sparse(handle, partition, used, read_at)
             else:
-                _write_plain(handle, partition, used, read_at)
+                write_partition(handle, partition, used, read_at)
     script = render_file("flash.sh.j2", image=disk.path.name, partitions=rows)
     (folder / "flash.sh").write_text(script, encoding="utf-8")
     (folder / "flash.sh").chmod(0o755)
     return ("gpt.img", *(name for _, name in rows), "flash.sh")
 
 
-def _write_plain(out: BinaryIO, partition: Partition, used: tuple[Area, ...], read_at: Callable[[int, int], bytes]) -> None:
+def write_partition(out: BinaryIO, partition: Partition, used: tuple[Area, ...], read_at: Callable[[int, int], bytes]) -> None:
     """Writes a partition's bytes up to the last used one; zeros become holes."""
     end = used[-1].end if used else 0
     for piece in _pieces(read_at, partition.offset_bytes, partition.offset_bytes + end):

@@ -19,12 +19,13 @@ from uuid import UUID
 from ipe_build.errors import InputError
 from ipe_build.formats.cpio import CpioEntry, character_device, directory, regular_file, write_cpio
 from ipe_build.formats.partition_types import PARTITION_TYPES
+from ipe_build.image.integrity import IntegrityRequest
 
 if TYPE_CHECKING:
     from ipe_build.host import Host
 
 GUEST = Path(__file__).parent / "guest"
-SOURCES = ("ipe-init.c", "config.c", "parse.c", "files.c", "devices.c", "verity.c", "policy.c", "root.c")
+SOURCES = ("ipe-init.c", "config.c", "parse.c", "files.c", "devices.c", "verity.c", "policy.c", "integrity.c", "tpm.c", "root.c")
 CONFIG_PATH = "etc/ipe-init.conf"
 WARNINGS = ("-Wall", "-Wextra", "-Werror", "-Wshadow", "-Wconversion", "-Wformat=2", "-Wstrict-prototypes", "-Wmissing-prototypes")
 _FLAGS = (
@@ -77,7 +78,9 @@ class InitramfsRequest:
     `root_hash` None: `roothash=` of the kernel's command line names it, and a signature is needed. `signature` is `partition`
     (the one of type `signature_type` that is for this root hash), `partuuid:UUID`, `file:/PATH` (DER, among `extra`) or `none`.
     `policies` are loaded and activated in order from the verity root (`/etc/ipe/NAME.p7b`) or from here (`initramfs:/PATH`).
-    `success_audit` None leaves it as it is. `modules` are loaded in order before anything else is looked for.
+    `success_audit` None leaves it as it is. `modules` are loaded in order before anything else is looked for. `freeze` makes the
+    emptied initramfs immutable before init is started, so that a policy that still allows `boot_verified=TRUE` allows nothing any more;
+    it takes dropping CAP_LINUX_IMMUTABLE.
     """
 
     root_hash: bytes | None
@@ -93,11 +96,13 @@ class InitramfsRequest:
     delete_policies: tuple[str, ...] = ()
     success_audit: bool | None = None
     drop_capabilities: tuple[str, ...] = ()
+    freeze: bool = False
     moves: tuple[str, ...] = ("/dev", "/proc", "/sys")
     on_failure: OnFailure = OnFailure.PANIC
     recovery: Path | None = None
     modules: tuple[Path, ...] = ()
     extra: tuple[CpioEntry, ...] = ()
+    integrity: IntegrityRequest | None = None
     compression: Compression = Compression.GZIP
     compiler: str = "gcc"
 
@@ -152,7 +157,9 @@ def render_config(request: InitramfsRequest) -> bytes:
         *(("policy", policy) for policy in request.policies),
         *(("delete_policy", name) for name in request.delete_policies),
         ("success_audit", "keep" if request.success_audit is None else str(int(request.success_audit))),
+        *(request.integrity.settings() if request.integrity is not None else ()),
         *(("drop_capability", name) for name in request.drop_capabilities),
+        *((("freeze_initramfs", "yes"),) if request.freeze else ()),
         *(("move", place) for place in request.moves),
         ("init", request.init),
         ("init_from_command_line", "yes" if request.init_from_command_line else "no"),
@@ -226,6 +233,7 @@ def _check(request: InitramfsRequest) -> None:
         ("policies", all(path.removeprefix("initramfs:").startswith("/") for path in request.policies), "wanted absolute paths"),
         ("policies", all(_stem(path) for path in request.policies), "wanted /FOLDER/policy_name.p7b"),
         ("drop_capabilities", set(CAPABILITIES).issuperset(request.drop_capabilities), "wanted names such as CAP_MAC_ADMIN"),
+        ("freeze", not request.freeze or "CAP_LINUX_IMMUTABLE" in request.drop_capabilities, "wanted CAP_LINUX_IMMUTABLE dropped with it"),
         ("recovery", request.on_failure is not OnFailure.RECOVERY or request.recovery is not None, "on_failure = recovery needs a program"),
         ("modules", len({module.name for module in request.modules}) == len(request.modules), "wanted modules with different names"),
     )
@@ -253,6 +261,8 @@ def _entries(request: InitramfsRequest, configuration: bytes, program: bytes, ep
     if request.modules:
         wanted += [regular_file(f"lib/modules/{module.name}", _read(module), mode=0o400) for module in request.modules]
     wanted += request.extra
+    if request.integrity is not None:
+        wanted += request.integrity.files()
     found: dict[str, CpioEntry] = {}
     for entry in wanted:
         parts = entry.path.split("/")

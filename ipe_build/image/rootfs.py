@@ -138,7 +138,7 @@ def read_folder(folder: Path, *, keep_owners: bool = False) -> Rootfs:
             if first != path:
                 entry = replace(entry, hardlink=first, content=b"", xattrs=())
         entries.append(entry if path else replace(entry, mode=stat.S_IFDIR | 0o755))
-    return _rootfs(entries)
+    return sorted_rootfs(entries)
 
 
 def read_tar(archive: Path, *, keep_owners: bool = True) -> Rootfs:
@@ -157,7 +157,7 @@ def read_tar(archive: Path, *, keep_owners: bool = True) -> Rootfs:
         raise InputError(f"cannot be read as a tar archive: {error}", where=str(archive)) from error
     if len(found) == 1:
         raise InputError("is an empty tar archive", where=str(archive))
-    return _rootfs(found.values())
+    return sorted_rootfs(found.values())
 
 
 def add(rootfs: Rootfs, additions: Sequence[Entry]) -> Rootfs:
@@ -175,7 +175,7 @@ def add(rootfs: Rootfs, additions: Sequence[Entry]) -> Rootfs:
             raise InputError("wanted a path without '.', empty parts or a leading slash", where=f"addition {addition.path}")
         folder = _resolve(found, parent)
         _place(found, replace(addition, path=f"{folder}/{name}" if folder else name), f"addition {addition.path}")
-    return _rootfs(found.values())
+    return sorted_rootfs(found.values())
 
 
 def apply_rules(rootfs: Rootfs, rules: Sequence[PathRule]) -> Rootfs:
@@ -356,7 +356,7 @@ def _ruled(entry: Entry, rule: PathRule) -> Entry:
     )
 
 
-def _rootfs(entries: Iterable[Entry]) -> Rootfs:
+def sorted_rootfs(entries: Iterable[Entry]) -> Rootfs:
     """Returns the entries sorted by the parts of their paths, so that a folder comes before what is in it."""
     ordered = sorted(entries, key=lambda entry: entry.path.split("/"))
     return Rootfs(tuple(ordered))

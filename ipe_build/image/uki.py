@@ -51,15 +51,6 @@ class UkiRequest:
     extra: tuple[tuple[str, Path], ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class UkiParts:
-    """What a UKI boots. `initrd` is empty where it has none."""
-
-    kernel: bytes
-    initrd: bytes
-    command_line: str
-
-
 def stub_path(architecture: str) -> Path:
     """Returns where Debian's systemd-boot-efi puts the stub. Raises: InputError for an architecture without one."""
     row = PARTITION_TYPES.get(architecture)
@@ -99,16 +90,6 @@ def make_uki(request: UkiRequest, out: Path, host: Host, *, force: bool = False)
 def uki_file(image: bytes | Path, architecture: str) -> EspFile:
     """Returns the image where firmware looks for a boot loader without being told: `EFI/BOOT/BOOTX64.EFI` and the like."""
     return EspFile(f"EFI/BOOT/BOOT{PARTITION_TYPES[architecture].efi_name}.EFI", image)
-
-
-def uki_parts(data: bytes, where: str = "UKI") -> UkiParts:
-    """Returns what a UKI boots, read from its sections. Raises: FormatError, InputError when it is none."""
-    image = parse_pe(data, where)
-    found = {section.name: image.content(section) for section in image.uki_sections}
-    if ".linux" not in found:
-        raise InputError("is no unified kernel image: it has no section .linux", where=where)
-    text = found.get(".cmdline", b"").rstrip(b"\n\0")
-    return UkiParts(found[".linux"], found.get(".initrd", b""), text.decode("utf-8", "replace"))
 
 
 def _contents(request: UkiRequest, kernel: bytes, stub: PeImage) -> dict[str, bytes]:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from ipe_build.errors import InputError
 from ipe_build.formats.dotconfig import DotConfig, is_value, line_of, quote, unquote
-from ipe_build.kernel.needs import ROWS, Need
+from ipe_build.kernel.needs import ROWS, Need, without_keys
 from ipe_build.policy.properties import PROPERTY_OF_NAME
 
 BOOT_POLICY = "IPE_BOOT_POLICY"
@@ -73,7 +73,7 @@ def fragment(
     Raises: InputError for a property that is not in the table, and when two needs want different values of one symbol.
     """
     asked, symbols = _of_properties(properties)
-    chosen = {*needs, *asked}
+    chosen = without_keys({*needs, *asked})
     found: dict[str, Wanted] = {}
     for row in ROWS:
         if row.need in chosen:

@@ -6,6 +6,7 @@ stands in each of them. What an IPE property needs is in `policy.properties` (it
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from enum import StrEnum
 from typing import NamedTuple
 
@@ -38,6 +39,7 @@ class Need(StrEnum):
     PROBES = "probes"
     IMA = "ima"
     KEXEC = "kexec"
+    SEALED = "sealed"
     TPM = "tpm"
     IMA_ENFORCED = "ima-enforced"
     EVM = "evm"
@@ -386,4 +388,43 @@ ROWS: tuple[Row, ...] = (
         ("TRUSTED_KEYS", "y", "keys that only this device can unseal"),
         ("TRUSTED_KEYS_TEE", "y", "trusted.source=tee: OP-TEE's trusted application seals them"),
     ),
+    *_rows(
+        Need.SEALED,
+        ("MODULES", "y", "loadable modules, from the pinned root alone"),
+        ("MODULE_UNLOAD", "y", "modules can be removed again"),
+        ("MODULE_SIG", "y", "SECURITY_LOCKDOWN_LSM selects it; no key is there, so that no signature can fit"),
+        ("MODULE_SIG_FORCE", "n", "no key exists that could sign: op=KMODULE dmverity_roothash= alone decides"),
+        ("MODULE_SIG_ALL", "n", "no key exists that could sign"),
+        ("MODULE_SIG_KEY", "", "the kernel build must not make a key of its own"),
+        ("SYSTEM_TRUSTED_KEYS", "", "no certificate is built in"),
+        ("SYSTEM_EXTRA_CERTIFICATE", "n", "none can be put into the image afterwards"),
+        ("SECONDARY_TRUSTED_KEYRING", "n", "no keyring that takes certificates at run time"),
+        ("SYSTEM_BLACKLIST_KEYRING", "n", "where nothing is trusted, nothing is revoked; INTEGRITY_PLATFORM_KEYRING depends on it"),
+        ("INTEGRITY", "n", "no keyrings of IMA, EVM or the firmware"),
+        ("DM_VERITY_VERIFY_ROOTHASH_SIG", "n", "the root hash is pinned, not signed"),
+        ("FS_VERITY_BUILTIN_SIGNATURES", "n", "no key exists that could sign"),
+        ("KEXEC_FILE", "n", "no other kernel is started"),
+    ),
 )
+
+_TAKES_KEYS = frozenset(
+    {
+        Need.MODULES,
+        Need.DM_VERITY_SIGNATURE,
+        Need.FS_VERITY_SIGNATURE,
+        Need.SECONDARY_KEYRING,
+        Need.PLATFORM_KEYRING,
+        Need.REVOCATION,
+        Need.IMA,
+        Need.IMA_ENFORCED,
+        Need.EVM,
+        Need.KEXEC,
+    }
+)
+"""What `sealed` leaves out wherever it comes from, since it takes keys; modules are there, judged by IPE alone."""
+
+
+def without_keys(needs: Iterable[Need]) -> frozenset[Need]:
+    """Returns the needs; where `sealed` is among them, without those that take keys."""
+    chosen = frozenset(needs)
+    return chosen - _TAKES_KEYS if Need.SEALED in chosen else chosen

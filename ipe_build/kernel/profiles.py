@@ -10,7 +10,7 @@ from typing import NamedTuple, TypeVar
 
 from ipe_build.errors import InputError
 from ipe_build.kernel.fragment import Fragment, fragment
-from ipe_build.kernel.needs import Need
+from ipe_build.kernel.needs import Need, without_keys
 from ipe_build.policy.properties import PROPERTIES
 
 _Row = TypeVar("_Row")
@@ -63,6 +63,8 @@ BRINGS: Mapping[Need, tuple[Need, ...]] = MappingProxyType(
     }
 )
 """What a feature brings with it. `probes` brings all that IPE can be asked about, so that one kernel serves every probe and test."""
+KEYED_PROPERTIES = frozenset({"dmverity_signature", "fsverity_signature"})
+"""IPE's properties that can match only where a keyring holds a key."""
 
 FILESYSTEMS: Mapping[str, Need] = MappingProxyType({"erofs": Need.EROFS, "squashfs": Need.SQUASHFS, "ext4": Need.EXT4})
 MODULE_COMPRESSIONS: Mapping[str, Need | None] = MappingProxyType(
@@ -114,11 +116,13 @@ def kernel_request(
     names = set(properties)
     if Need.PROBES in asked:
         names |= {row.name for row in PROPERTIES}
+    if Need.SEALED in asked:
+        names -= KEYED_PROPERTIES
     order = tuple(Need)
     return KernelRequest(
         source=source,
         board=chosen,
-        needs=tuple(sorted(asked, key=order.index)),
+        needs=tuple(sorted(without_keys(asked), key=order.index)),
         properties=tuple(sorted(names)),
         base=base,
         fragments=fragments,
@@ -128,6 +132,11 @@ def kernel_request(
 def demo_kernel_request(source: Path = DEBIAN_SOURCE) -> KernelRequest:
     """Returns the request that conf/demo.toml gives and that all tests use, so that this kernel is compiled once."""
     return kernel_request(source)
+
+
+def sealed_kernel_request(source: Path = DEBIAN_SOURCE) -> KernelRequest:
+    """Returns the request that conf/sealed.toml gives, and the tests of sealed images use."""
+    return kernel_request(source, features=("hardening", "probes", "sealed"))
 
 
 def with_brought(needs: Iterable[Need]) -> set[Need]:

@@ -39,6 +39,12 @@ PROFILES: tuple[Profile, ...] = (
         "boot: the initramfs, and the volumes with the given root hashes once they are known; device: those volumes only (keyless)",
     ),
     Profile(
+        "sealed",
+        Role.BOOT,
+        tuple(Role),
+        "for a kernel without keys: programs of the initramfs, and everything else from the volumes with the given root hashes alone",
+    ),
+    Profile(
         "permissive-then-enforce",
         Role.DEVICE,
         (),

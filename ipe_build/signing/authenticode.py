@@ -31,6 +31,9 @@ from ipe_build.signing.signer import Signer
 
 REFUSED = "EFI_SECURITY_VIOLATION"
 """What firmware answers to an image that it does not let run."""
+FIRMWARE_ALGORITHMS = ("rsa",)
+"""The key algorithms that firmware takes. OVMF 2022.11 was seen to refuse P-256 and P-384, and to take RSA of 2048, 3072 and 4096 bits
+with SHA-256, SHA-384 and SHA-512; the UEFI specification names RSA-2048 alone."""
 _MESSAGE_DIGEST, _CONTENT_TYPE = "1.2.840.113549.1.9.4", "1.2.840.113549.1.9.3"
 _SMALLEST, _LARGEST = 0x100, 0xFFFF
 _WHERE = "EFI image"
@@ -40,9 +43,6 @@ _WHERE = "EFI image"
 class AuthenticodeEnvelope:
     """PKCS#7 around the image's Authenticode digest, with the signer's certificate and two signed attributes (no time)."""
 
-    algorithms: tuple[str, ...]
-    """The key algorithms that firmware takes."""
-
     def message(self, payload: bytes, digest_name: str) -> bytes:
         """Returns the signed attributes, which hold the digest of the image's digest."""
         return signed_attributes(authenticode_digest(payload, digest_name), digest_name)
@@ -50,9 +50,9 @@ class AuthenticodeEnvelope:
     def seal(self, payload: bytes, signer: Signer, digest_name: str) -> bytes:
         """Returns the DER signature of an image. Raises: SigningKeyError for a key that firmware does not take."""
         algorithm = algorithm_of(public_key_of(signer.certificate))
-        if algorithm.name not in self.algorithms:
+        if algorithm.name not in FIRMWARE_ALGORITHMS:
             raise SigningKeyError(
-                f"firmware takes no {algorithm.name} signatures", where=_WHERE, hint=f"use a key of type {' or '.join(self.algorithms)}"
+                f"firmware takes no {algorithm.name} signatures", where=_WHERE, hint="use an RSA key (rsa2048 to rsa4096)"
             )
         identifier = algorithm.identifier(digest_name)
         digest = authenticode_digest(payload, digest_name)

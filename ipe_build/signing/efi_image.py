@@ -14,12 +14,16 @@ from cryptography import x509
 from ipe_build.errors import FormatError, SignatureError
 from ipe_build.formats.efi_signature_list import parse_signature_database
 from ipe_build.formats.pe import authenticode_digest
-from ipe_build.signing.authenticode import REFUSED, attach_signatures, signatures_of, unsigned
-from ipe_build.signing.loading import parse_certificates
+from ipe_build.signing.algorithms import algorithm_of
+from ipe_build.signing.authenticode import FIRMWARE_ALGORITHMS, REFUSED, attach_signatures, signatures_of, unsigned
+from ipe_build.signing.certificates import Role
+from ipe_build.signing.loading import parse_certificates, public_key_of
 from ipe_build.signing.profiles import PROFILES, sign_payload
 from ipe_build.signing.signer import Signer
 from ipe_build.signing.verify import verify_signature
 
+UEFI_ROLE = Role("secure-boot", "Secure Boot signing", in_bundle=False)
+"""The role of keys that sign EFI programs: firmware must know them, the kernel need not."""
 _PROFILE = PROFILES["efi-image"]
 _WHERE = "EFI image"
 
@@ -90,4 +94,8 @@ def _signer(data: bytes, signature: bytes, certificates: Sequence[x509.Certifica
 
 def _check(data: bytes, signature: bytes, certificates: Sequence[x509.Certificate]) -> x509.Certificate:
     """Returns the signer. Raises: SignatureError, FormatError."""
-    return verify_signature(_PROFILE, unsigned(data), signature, certificates)
+    signer = verify_signature(_PROFILE, unsigned(data), signature, certificates)
+    algorithm = algorithm_of(public_key_of(signer))
+    if algorithm.name not in FIRMWARE_ALGORITHMS:
+        raise SignatureError(f"firmware takes no {algorithm.name} signatures", errno=REFUSED, where=_WHERE, hint="sign with an RSA key")
+    return signer

@@ -165,7 +165,7 @@ PROFILES: dict[str, Profile] = {
             payload="the PE image without certificate table, padded with zeros to a multiple of 8; signed over its Authenticode digest",
             role="secure-boot",
             suffix=".efi.p7s",
-            envelope=AuthenticodeEnvelope(algorithms=("rsa", "ecdsa-p256", "ecdsa-p384")),
+            envelope=AuthenticodeEnvelope(),
             keyrings=("UEFI db", *_SYSTEM),
             check=check_efi_image,
         ),

@@ -49,21 +49,26 @@ def make_kernel(config: Config, boot_policy: bytes, device_policy: bytes, keys: 
     return build_kernel(request, trust, host)
 
 
-def sign_kernel_modules(config: Config, kernel: Kernel, keys: Keys, folder: Path, host: Host) -> tuple[Entry, ...]:
-    """Step 3. Returns the signed modules, and the indexes that modprobe reads, as entries of the root filesystem."""
+def sign_kernel_modules(config: Config, kernel: Kernel, keys: Keys | None, folder: Path, host: Host) -> tuple[Entry, ...]:
+    """Step 3. Returns the modules, signed unless there are no keys, and the indexes that modprobe reads, as entries of the root."""
     place = config.rootfs.modules.strip("/") if config.rootfs.modules else ""
     if not place or kernel.modules_folder is None or not kernel.modules:
         return ()
     tree = folder / "lib/modules" / kernel.release
-    sign_modules(
-        kernel.modules,
-        keys.module,
-        host,
-        digest_name=config.modules.digest,
-        compression=_MODULE_SUFFIX[config.modules.compression],
-        out=tree,
-        root=kernel.modules_folder,
-    )
+    if keys is None:
+        for path in kernel.modules:
+            (tree / path.relative_to(kernel.modules_folder)).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, tree / path.relative_to(kernel.modules_folder))
+    else:
+        sign_modules(
+            kernel.modules,
+            keys.module,
+            host,
+            digest_name=config.modules.digest,
+            compression=_MODULE_SUFFIX[config.modules.compression],
+            out=tree,
+            root=kernel.modules_folder,
+        )
     for name in ("modules.order", "modules.builtin", "modules.builtin.modinfo"):
         if (kernel.modules_folder / name).is_file():
             shutil.copyfile(kernel.modules_folder / name, tree / name)

@@ -56,8 +56,8 @@ def chosen_salt(config: Config, host: Host) -> bytes:
     return hashlib.sha256(f"ipe-build salt/{config.build.name}/{host.source_date_epoch}".encode()).digest()
 
 
-def make_probe_entries(config: Config, kernel: Kernel, keys: Keys, host: Host) -> tuple[Entry, ...]:
-    """Step 4. Returns what the probes need in the root filesystem: programs of ours, and a module in three forms."""
+def make_probe_entries(config: Config, kernel: Kernel, keys: Keys | None, host: Host) -> tuple[Entry, ...]:
+    """Step 4. Returns what the probes need in the root filesystem: programs of ours, and a module in three forms (two without keys)."""
     if not config.boot.probes:
         return ()
     plain = next((path.read_bytes() for path in kernel.modules if path.name == PROBE_MODULE), None)
@@ -65,7 +65,7 @@ def make_probe_entries(config: Config, kernel: Kernel, keys: Keys, host: Host) -
     if plain is not None:
         foreign = make_test_keys("foreign", host).pair("module").signer(host)
         fixtures = ModuleFixtures(
-            signed=sign_module(plain, keys.module, config.modules.digest, None, PROBE_MODULE),
+            signed=sign_module(plain, keys.module, config.modules.digest, None, PROBE_MODULE) if keys is not None else None,
             unsigned=plain,
             foreign=sign_module(plain, foreign, config.modules.digest, None, PROBE_MODULE),
         )

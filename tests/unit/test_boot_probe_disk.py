@@ -84,13 +84,14 @@ def test_tampered_policy_differs_in_one_bit(material: PolicyMaterial):
 
 
 def test_disk_is_an_archive_of_plan_and_files(material: PolicyMaterial):
-    facts = Facts({**policy_facts(material).words, "application": ("/bin/app", "-x"), "interpreter": ("/bin/sh",)})
+    words = {"application": ("/bin/app", "-x"), "interpreter": ("/bin/sh",), "module": ("/m.ko",)}
+    facts = Facts({**policy_facts(material).words, **words}, policy_facts(material).missing)
     probes = [probe for probe in (resolve(row, facts) for row in PROBES) if not isinstance(probe, str)]
     disk = build_disk(probes, policy_files(material))
     assert len(disk) % 512 == 0
     content = {entry.path: entry.data for entry in read_archive(disk).entries}
     lines = content["plan"].decode().splitlines()
-    assert [line.split("\t")[0] for line in lines] == [row.id for row in PROBES]
+    assert [line.split("\t")[0] for line in lines] == [row.id for row in PROBES if Need.FOREIGN_POLICY not in row.needs]
     assert "run-application\trun\t/bin/app\t-x" in lines
     assert "policy-newer\tpolicy-update\tdevice\t@disk:policy-newer" in lines
     named = {word.split(":")[1] for line in lines for word in line.split("\t") if word.startswith("@disk:policy")}
@@ -114,15 +115,34 @@ def test_without_a_policy_its_probes_are_skipped_with_the_reason():
 def test_lowest_version_has_no_older_policy_and_only_those_probes_are_skipped(material: PolicyMaterial):
     lowest = PolicyMaterial(b"policy_name=p policy_version=0.0.0\nDEFAULT action=DENY\n", material.signer, material.foreign)
     facts = policy_facts(lowest)
-    assert set(facts.missing) == {Need.OLDER_POLICY}
+    assert set(facts.missing) == {Need.OLDER_POLICY, Need.FOREIGN_POLICY}
     assert facts.words["newer"] == (dotted((0, 0, 1)),)
     assert not {"policy-older", "policy-other"} & set(policy_files(lowest))
+
+
+def test_for_a_kernel_without_keys_a_policy_by_a_foreign_key_is_all_that_is_tried(material: PolicyMaterial):
+    keyless = PolicyMaterial(material.text, None, material.foreign)
+    facts = policy_facts(keyless)
+    tried = {row.id for row in PROBES if row.plan[0].startswith("policy") and not isinstance(resolve(row, facts), str)}
+    assert tried == {"policy-any-key"}
+    assert set(policy_files(keyless)) == {"policy-foreign-other"}
+
+
+def test_what_a_kernel_without_keys_makes_of_modules_is_expected_of_it():
+    words = {"voucher": ("the boot policy pins",), "module": ("/m.ko",)}
+    rows = {row.id: resolve(row, Facts(words, keyless=True)) for row in PROBES if row.id.startswith("module-")}
+    outcomes = {name: row.expected.outcome for name, row in rows.items() if not isinstance(row, str)}
+    assert outcomes["module-unsigned"] == outcomes["module-foreign"] == Outcome.ALLOWED
+    assert outcomes["module-copy"] == outcomes["module-buffer"] == Outcome.DENIED
+    copied = rows["module-copy"]
+    assert not isinstance(copied, str)
+    assert copied.plan == ("finit-module", "@tmpfs:/m.ko")
 
 
 def test_dropped_capability_turns_what_needs_it_into_eperm(material: PolicyMaterial):
     words = policy_facts(material).words
     for row in PROBES:
-        if row.capability != "CAP_MAC_ADMIN":
+        if row.capability != "CAP_MAC_ADMIN" or Need.FOREIGN_POLICY in row.needs:
             continue
         kept, dropped = resolve(row, Facts(words)), resolve(row, Facts(words, dropped=frozenset({"CAP_MAC_ADMIN"})))
         assert not isinstance(kept, str) and not isinstance(dropped, str)

@@ -120,6 +120,7 @@ def test_profile_renders_a_policy_that_allows_what_it_says(profile: str, role: R
         "signed-verity": Facts(root_hash=ROOT_B, root_hash_signed=True),
         "pinned-roothash": Facts(root_hash=ROOT),
         "initramfs-then-pinned": Facts(root_hash=ROOT),
+        "sealed": Facts(root_hash=ROOT),
         "fsverity-signed": Facts(fsverity_digest=ROOT_B, fsverity_signed=True),
         "permissive-then-enforce": Facts(root_hash=ROOT_B, root_hash_signed=True),
     }[profile]
@@ -128,7 +129,8 @@ def test_profile_renders_a_policy_that_allows_what_it_says(profile: str, role: R
         assert evaluate(rendered, op, Facts()).action is Action.DENY
         assert evaluate(rendered, op, NO_FILE).action is Action.DENY
         initramfs = evaluate(rendered, op, Facts(boot_verified=True)).action
-        assert initramfs is (Action.ALLOW if role is Role.BOOT or profile == "allow-initramfs" else Action.DENY)
+        admits = role is Role.BOOT and (profile != "sealed" or op is Operation.EXECUTE)
+        assert initramfs is (Action.ALLOW if admits or profile == "allow-initramfs" else Action.DENY)
     assert evaluate(rendered, Operation.KEXEC_IMAGE, trusted).action is Action.DENY
 
 

@@ -17,6 +17,7 @@
 #include <linux/memfd.h>
 #include <linux/netlink.h>
 #include <poll.h>
+#include <sched.h>
 #include <signal.h>
 #include <stdbool.h>
 #include <stdint.h>
@@ -567,6 +568,49 @@ static void kind_write(struct fields *fields, struct result *result)
     read_line(fields->at[2], result->detail, 64);
 }
 
+/* Makes the initramfs's root this process's root: / of a mount namespace of our own is taken away, and what is below it entered. */
+static const char *enter_initramfs(void)
+{
+    struct stat before, after;
+    int own;
+
+    if (stat("/", &before) || unshare(CLONE_NEWNS) || mount("none", "/", NULL, MS_REC | MS_PRIVATE, NULL))
+        return "no mount namespace of its own";
+    own = open("/proc/self/ns/mnt", O_RDONLY | O_CLOEXEC);
+    if (own < 0 || umount2("/", MNT_DETACH))
+        return "/ cannot be taken away";
+    if (setns(own, CLONE_NEWNS) || stat("/", &after))
+        return "what is below / cannot be entered";
+    close(own);
+    errno = EXDEV;
+    return before.st_dev == after.st_dev ? "nothing is below /" : NULL;
+}
+
+/* initramfs-run PATH ARGUMENT...: a copy of PATH, written into the initramfs's root from the running device, is run there. */
+static void kind_initramfs_run(struct fields *fields, struct result *result)
+{
+    static char copy[] = "/ipe-probe-copy";
+    const char *failed = NULL;
+    size_t length;
+    char *data;
+
+    result->err = read_whole(fields->at[2], &data, &length);
+    if (result->err)
+        return;
+    failed = enter_initramfs();
+    if (failed) {
+        result->err = errno;
+    } else if ((result->err = write_file(copy, data, length, 0755))) {
+        failed = "nothing can be written there";
+    } else {
+        fields->at[2] = copy;
+        run_program(fields, -1, result);
+    }
+    free(data);
+    if (failed)
+        snprintf(result->detail, sizeof(result->detail), "%s", failed);
+}
+
 static const struct kind {
     const char *name;
     int arguments; /* at least this many */
@@ -574,6 +618,7 @@ static const struct kind {
 } KINDS[] = {
     {"run", 1, kind_run},
     {"memfd-run", 1, kind_memfd_run},
+    {"initramfs-run", 1, kind_initramfs_run},
     {"mmap", 1, kind_mmap},
     {"mprotect", 1, kind_mprotect},
     {"mmap-anonymous", 0, kind_mmap_anonymous},

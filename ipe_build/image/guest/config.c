@@ -145,6 +145,39 @@ static bool take_success_audit(struct config *config, char *value)
 	return take_word(words, value, &config->success_audit);
 }
 
+static bool take_keyring(struct config *config, char *value)
+{
+	return value[0] == '.' && take_item(&config->keyrings, value);
+}
+
+static bool take_ima_policy(struct config *config, char *value)
+{
+	config->ima_policy = value;
+	return (strncmp(value, "initramfs:", 10) ? value : value + 10)[0] == '/';
+}
+
+static bool take_evm_key(struct config *config, char *value)
+{
+	config->has_evm_key = true;
+	return parse_uuid(value, &config->evm_key);
+}
+
+static bool take_evm_provision(struct config *config, char *value)
+{
+	return take_flag(value, &config->evm_provision);
+}
+
+static bool take_trusted_source(struct config *config, char *value)
+{
+	static const struct word words[] = { { "tpm", TRUSTED_TPM }, { "tee", TRUSTED_TEE }, { NULL, 0 } };
+	int source;
+
+	if (!take_word(words, value, &source))
+		return false;
+	config->trusted_source = (enum trusted_source)source;
+	return true;
+}
+
 static bool take_drop_capability(struct config *config, char *value)
 {
 	return take_item(&config->drop_capabilities, value);
@@ -158,6 +191,11 @@ static bool take_move(struct config *config, char *value)
 static bool take_init(struct config *config, char *value)
 {
 	return take_path(&config->init, value);
+}
+
+static bool take_freeze_initramfs(struct config *config, char *value)
+{
+	return take_flag(value, &config->freeze_initramfs);
 }
 
 static bool take_init_from_command_line(struct config *config, char *value)
@@ -195,10 +233,16 @@ static const struct setting settings[] = {
 	{ "policy", take_policy },
 	{ "delete_policy", take_delete_policy },
 	{ "success_audit", take_success_audit },
+	{ "keyring", take_keyring },
+	{ "ima_policy", take_ima_policy },
+	{ "evm_key", take_evm_key },
+	{ "evm_provision", take_evm_provision },
+	{ "trusted_source", take_trusted_source },
 	{ "drop_capability", take_drop_capability },
 	{ "move", take_move },
 	{ "init", take_init },
 	{ "init_from_command_line", take_init_from_command_line },
+	{ "freeze_initramfs", take_freeze_initramfs },
 	{ "on_failure", take_on_failure },
 	{ "recovery", take_recovery },
 };
@@ -221,6 +265,15 @@ static char *trimmed(char *text)
 	return text;
 }
 
+static bool drops(const struct config *config, const char *capability)
+{
+	for (size_t i = 0; i < config->drop_capabilities.count; i++) {
+		if (!strcmp(config->drop_capabilities.items[i], capability))
+			return true;
+	}
+	return false;
+}
+
 static bool config_fits(const struct config *config, const char **why)
 {
 	if (!config->root_hash_from_command_line && !config->root_hash.size)
@@ -231,6 +284,8 @@ static bool config_fits(const struct config *config, const char **why)
 		*why = "there is no filesystem or no init";
 	else if (config->on_failure == FAIL_RECOVERY && !config->recovery)
 		*why = "on_failure = recovery needs recovery = /PROGRAM";
+	else if (config->freeze_initramfs && !drops(config, "CAP_LINUX_IMMUTABLE"))
+		*why = "freeze_initramfs = yes needs drop_capability = CAP_LINUX_IMMUTABLE";
 	else
 		return true;
 	return false;

@@ -157,6 +157,9 @@ int main(int argc, char **argv, char **environ_of_kernel)
 	mount_root(&config, device);
 	load_policies(&config);
 	set_success_audit(config.success_audit);
+	check_keyrings(&config);
+	load_evm_key(&config);
+	load_ima_policy(&config);
 	check_enforcing();
 	restrict_helpers(&config);
 	unlimit_log("ratelimit\n");

@@ -17,8 +17,10 @@
 #define SUPERBLOCK_BYTES 512
 #define GPT_ENTRY_BYTES 128
 #define SYSROOT "/sysroot"
+#define STORAGE_ROOT_KEY "0x81000001" /* where TCG's provisioning guidance puts it */
 
 enum on_failure { FAIL_PANIC, FAIL_REBOOT, FAIL_POWEROFF, FAIL_RECOVERY };
+enum trusted_source { TRUSTED_TPM, TRUSTED_TEE };
 enum signature_source { SIGNATURE_PARTITION, SIGNATURE_PARTUUID, SIGNATURE_FILE, SIGNATURE_NONE };
 
 struct list {
@@ -50,10 +52,16 @@ struct config {
 	struct list policies;
 	struct list delete_policies;
 	int success_audit; /* -1: left as it is */
+	struct list keyrings; /* must hold a key */
+	const char *ima_policy;
+	bool has_evm_key, evm_provision;
+	struct uuid evm_key; /* the partition with its sealed form */
+	enum trusted_source trusted_source;
 	struct list drop_capabilities;
 	struct list moves;
 	const char *init;
 	bool init_from_command_line;
+	bool freeze_initramfs;
 	enum on_failure on_failure;
 	const char *recovery;
 };
@@ -124,6 +132,13 @@ void close_verity(void);
 void check_enforcing(void);
 void set_success_audit(int value);
 void load_policies(const struct config *config);
+int open_policy_file(const char *path);
+
+/* integrity.c, tpm.c */
+void check_keyrings(const struct config *config);
+void load_evm_key(const struct config *config);
+void load_ima_policy(const struct config *config);
+void ensure_storage_root_key(void);
 
 /* root.c */
 void mount_kernel_filesystems(void);

@@ -60,6 +60,12 @@ static int open_in_root(const char *path)
 	return fd;
 }
 
+/* Opens a policy of the verity root, or of the initramfs where its path begins with "initramfs:". */
+int open_policy_file(const char *path)
+{
+	return strncmp(path, "initramfs:", 10) ? open_in_root(path) : open(path + 10, O_RDONLY | O_CLOEXEC);
+}
+
 /* The file's name without folder and last suffix is the policy's name. */
 static void name_of_policy(const char *path, char *name, size_t size)
 {
@@ -95,14 +101,13 @@ static const char *policy_failure(int error)
 
 static void load_policy(const char *path)
 {
-	bool from_initramfs = !strncmp(path, "initramfs:", 10);
 	char name[256], node[512];
 	size_t size;
 	char *policy;
 	int fd, error;
 
 	name_of_policy(path, name, sizeof(name));
-	fd = from_initramfs ? open(path + 10, O_RDONLY | O_CLOEXEC) : open_in_root(path);
+	fd = open_policy_file(path);
 	if (fd < 0)
 		fatal("policy", "%s: %s", path, strerror(errno));
 	policy = read_whole("policy", fd, path, MAX_POLICY, &size);

@@ -6,10 +6,12 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/capability.h>
+#include <linux/fs.h>
 #include <linux/magic.h>
 #include <linux/module.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/mount.h>
 #include <sys/prctl.h>
 #include <sys/stat.h>
@@ -185,11 +187,11 @@ static void empty_folder(int fd, dev_t device)
 	closedir(folder);
 }
 
-static void clear_initramfs(void)
+/* Takes over `fd`, the initramfs's root. */
+static void clear_initramfs(int fd)
 {
 	struct statfs filesystem;
 	struct stat status;
-	int fd = open("/", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
 
 	if (fd < 0 || fstatfs(fd, &filesystem) < 0 || fstat(fd, &status) < 0)
 		fatal("clear", "/: %s", strerror(errno));
@@ -199,10 +201,45 @@ static void clear_initramfs(void)
 	say("the initramfs is empty");
 }
 
+/*
+ * The initramfs's root stays below everything for as long as the kernel runs, and for IPE whatever is written there is boot_verified.
+ * Root gets there (unmount / in a mount namespace of one's own, setns() into it). So that nothing can be written there it is made
+ * immutable, empty as it is; CAP_LINUX_IMMUTABLE, which could undo that, is dropped next. Takes over `fd`, the initramfs's root.
+ */
+static void freeze_initramfs(int fd)
+{
+	struct dirent *entry;
+	DIR *folder;
+	int flags = 0;
+
+	if (unlinkat(fd, SYSROOT + 1, AT_REMOVEDIR) < 0 && errno != ENOENT)
+		fatal("freeze", SYSROOT ": %s", strerror(errno));
+	if (ioctl(fd, FS_IOC_GETFLAGS, &flags) < 0)
+		fatal("freeze", "the initramfs knows no flags (ramfs because of root= or rootfstype=, or no CONFIG_TMPFS_XATTR): %s", strerror(errno));
+	flags |= FS_IMMUTABLE_FL;
+	if (ioctl(fd, FS_IOC_SETFLAGS, &flags) < 0)
+		fatal("freeze", "the initramfs's root: %s", strerror(errno));
+	if (openat(fd, "written", O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600) >= 0 || errno != EPERM)
+		fatal("freeze", "the initramfs's root can still be written to");
+	folder = fdopendir(fd);
+	if (folder)
+		rewinddir(folder); /* it was read before, when it was emptied */
+	while (folder && (entry = readdir(folder))) {
+		if (strcmp(entry->d_name, ".") && strcmp(entry->d_name, ".."))
+			fatal("freeze", "the initramfs still holds %s", entry->d_name);
+	}
+	if (!folder || closedir(folder) < 0)
+		fatal("freeze", "the initramfs cannot be read: %s", strerror(errno));
+	say("the initramfs is frozen");
+}
+
 void switch_root(const struct config *config)
 {
+	int initramfs = open("/", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
 	char target[512];
 
+	if (initramfs < 0)
+		fatal("switch", "/: %s", strerror(errno));
 	for (size_t i = 0; i < config->moves.count; i++) {
 		const char *place = config->moves.items[i];
 
@@ -213,9 +250,13 @@ void switch_root(const struct config *config)
 	}
 	if (chdir(SYSROOT) < 0)
 		fatal("switch", SYSROOT ": %s", strerror(errno));
-	clear_initramfs();
+	clear_initramfs(dup(initramfs));
 	if (mount(".", "/", NULL, MS_MOVE, NULL) < 0)
 		fatal("switch", "move: %s", strerror(errno));
+	if (config->freeze_initramfs)
+		freeze_initramfs(initramfs);
+	else
+		close(initramfs);
 	if (chroot(".") < 0 || chdir("/") < 0)
 		fatal("switch", "chroot: %s", strerror(errno));
 }

@@ -1,0 +1,149 @@
+"""`ipe-build update config | rauc | swupdate | policy`: A/B updates of verity slots."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ipe_build.cli import Outcome
+from ipe_build.cli.policy_common import digest_word
+from ipe_build.errors import UsageError
+from ipe_build.image.disk import read_disk
+from ipe_build.image.update import (
+    BOOTLOADERS,
+    UpdateSettings,
+    make_rauc_bundle,
+    make_swupdate_image,
+    slot_program,
+    system_conf,
+    write_update_folder,
+)
+from ipe_build.policy.ledger import read_ledger, render_ledger
+from ipe_build.policy.transition import TEMPLATE, transition
+from ipe_build.signing.backends import BACKENDS, open_signer
+from ipe_build.signing.profiles import PROFILES, sign_payload
+
+if TYPE_CHECKING:
+    from ipe_build.host import Host
+
+_MARKER = "manifest.raucm"
+_KEY_HELP = "one of " + ", ".join(row.example for row in BACKENDS).replace("%", "%%")
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Adds the sub-verbs."""
+    actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
+    config = actions.add_parser("config", help="write system.conf, ipe-slot, the slot's images, manifest.raucm and sw-description")
+    rauc = actions.add_parser("rauc", help="make a RAUC bundle of a disk image's slot")
+    swupdate = actions.add_parser("swupdate", help="make a SWUpdate image (.swu) of a disk image's slot")
+    for sub in (config, rauc, swupdate):
+        _slot_options(sub)
+    for sub in (rauc, swupdate):
+        sub.add_argument("--key", required=True, metavar="URI", help=_KEY_HELP)
+        sub.add_argument("--cert", required=True, type=Path, metavar="PEM", help="its certificate")
+    policy = actions.add_parser("policy", help="the policies of an update: old and new root hash, then the new alone; versions rise")
+    policy.add_argument("--name", default="ipe-policy", help="policy_name (default: %(default)s)")
+    policy.add_argument("--old", action="append", required=True, type=digest_word, metavar="ALG:HEX|FILE", help="repeatable")
+    policy.add_argument("--new", required=True, type=digest_word, metavar="ALG:HEX|FILE", help="a root hash, or a .roothash file")
+    policy.add_argument("--ledger", required=True, type=Path, metavar="FILE", help="versions that went out; both are entered")
+    policy.add_argument("--template", default=TEMPLATE, help="a profile or a jinja2 file that uses root_hashes (default: %(default)s)")
+    policy.add_argument("--key", metavar="URI", help=f"signs both: {_KEY_HELP}")
+    policy.add_argument("--cert", type=Path, metavar="PEM", help="its certificate")
+    policy.add_argument("-o", "--output", type=Path, required=True, metavar="FOLDER", help="in-flight/NAME.pol and final/NAME.pol (.p7b)")
+    for sub in (config, rauc, swupdate, policy):
+        sub.add_argument("--force", action="store_true", help="replace what exists")
+
+
+def _slot_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("disk", type=Path, metavar="DISK", help="the disk image")
+    parser.add_argument("--compatible", required=True, metavar="WORD", help="what devices the update is for")
+    parser.add_argument("--update-version", required=True, metavar="TEXT", help="the update's version")
+    parser.add_argument("--bootloader", choices=BOOTLOADERS, default="efi", help="what RAUC switches slots with (default: %(default)s)")
+    parser.add_argument("--devices", default="/dev/disk/by-partlabel", metavar="FOLDER", help="the device's partitions by name")
+    parser.add_argument("--state", default="/var/lib/rauc", metavar="FOLDER", help="where RAUC keeps its status")
+    parser.add_argument("--keyring", default="/etc/rauc/keyring.pem", metavar="FILE", help="what the device trusts for bundles")
+    parser.add_argument(
+        "--hardware", action="append", default=[], metavar="REVISION", help="SWUpdate's hardware-compatibility (default: 1.0)"
+    )
+    parser.add_argument("-o", "--output", type=Path, required=True, metavar="OUT", help="the file or folder to write")
+
+
+def run(arguments: argparse.Namespace, host: Host) -> Outcome:
+    """Returns the outcome of the sub-verb."""
+    actions = {"config": _config, "rauc": _rauc, "swupdate": _swupdate, "policy": _policy}
+    return actions[arguments.action](arguments, host)
+
+
+def _settings(arguments: argparse.Namespace) -> UpdateSettings:
+    """Returns the settings that the options say."""
+    return UpdateSettings(
+        arguments.compatible,
+        arguments.update_version,
+        arguments.bootloader,
+        arguments.devices,
+        arguments.state,
+        arguments.keyring,
+        tuple(arguments.hardware) or ("1.0",),
+    )
+
+
+def _config(arguments: argparse.Namespace, host: Host) -> Outcome:
+    """Runs `update config`."""
+    out: Path = arguments.output
+    settings = _settings(arguments)
+    if out.exists() and any(out.iterdir()) and not arguments.force:
+        raise UsageError("exists already and is left as it is", where=str(out), hint="remove it, or say --force")
+    with host.output_directory(out, marker=_MARKER) as folder:
+        images = write_update_folder(read_disk(arguments.disk), settings, folder)
+        (folder / "system.conf").write_text(system_conf(settings), encoding="utf-8")
+        (folder / "ipe-slot").write_text(slot_program(), encoding="utf-8")
+        (folder / "ipe-slot").chmod(0o755)
+        names = sorted(path.name for path in folder.iterdir())
+    value = {"folder": str(out), "files": names, "images": [one._asdict() for one in images]}
+    return Outcome(value, "\n".join(f"{out}/{name}" for name in names))
+
+
+def _rauc(arguments: argparse.Namespace, host: Host) -> Outcome:
+    """Runs `update rauc`."""
+    disk = read_disk(arguments.disk)
+    make_rauc_bundle(disk, _settings(arguments), arguments.key, arguments.cert, arguments.output, host, force=arguments.force)
+    return _made(arguments.output)
+
+
+def _swupdate(arguments: argparse.Namespace, host: Host) -> Outcome:
+    """Runs `update swupdate`."""
+    signer = open_signer(arguments.key, arguments.cert, host)
+    make_swupdate_image(read_disk(arguments.disk), _settings(arguments), signer, arguments.output, host, force=arguments.force)
+    return _made(arguments.output)
+
+
+def _made(path: Path) -> Outcome:
+    """Returns the outcome for a file that was made."""
+    size = path.stat().st_size
+    return Outcome({"file": str(path), "size_bytes": size}, f"{path}: {size} bytes")
+
+
+def _policy(arguments: argparse.Namespace, host: Host) -> Outcome:
+    """Runs `update policy`."""
+    if (arguments.key is None) != (arguments.cert is None):
+        raise UsageError("--key and --cert belong together", where="update policy")
+    signer = open_signer(arguments.key, arguments.cert, host) if arguments.key is not None else None
+    made = transition(
+        arguments.name, tuple(map(str, arguments.old)), str(arguments.new), read_ledger(arguments.ledger), template=arguments.template
+    )
+    files: list[str] = []
+    for state, text in (("in-flight", made.in_flight), ("final", made.final)):
+        folder: Path = arguments.output / state
+        folder.mkdir(parents=True, exist_ok=True)
+        contents = {".pol": text}
+        if signer is not None:
+            contents[".p7b"] = sign_payload(PROFILES["ipe-policy"], text, signer)
+        for suffix, content in contents.items():
+            place = folder / f"{arguments.name}{suffix}"
+            with host.output(place, force=arguments.force) as temporary:
+                temporary.write_bytes(content)
+            files.append(str(place))
+    with host.output(arguments.ledger, force=True) as temporary:
+        temporary.write_bytes(render_ledger(made.ledger))
+    return Outcome({"files": files, "ledger": str(arguments.ledger)}, "\n".join(files))

@@ -1,0 +1,1 @@
+"""Every reader of bytes from strangers, fuzzed: see `targets.TARGETS`."""
