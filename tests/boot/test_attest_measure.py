@@ -1,0 +1,61 @@
+"""What `attest measure` says of an image is what the TPM holds after firmware, boot loader, stub and kernel have measured it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from ipe_build.attest.predict import REFERENCE_PCRS
+from ipe_build.formats.tpm_event_log import build_event_log, parse_event_log, replay
+from ipe_build.steps.attest import measure_image
+from tests.fixtures.attest import COMMAND_LINE, MeasuredBooter, Quoted
+
+pytestmark = [pytest.mark.boot, pytest.mark.slow]
+IMA_PCR = 10
+
+
+def _reference(pcrs: dict[str, dict[int, bytes]]) -> dict[str, dict[int, bytes]]:
+    return {bank: {pcr: values[pcr] for pcr in REFERENCE_PCRS} for bank, values in pcrs.items()}
+
+
+def test_boot_entry_measures_what_was_predicted(quoted: Quoted, measured_image: Callable[..., Path]):
+    values = measure_image(measured_image("entry"))
+    assert set(values.pcrs) == {"sha256", "sha384"}
+    assert _reference(quoted.boot.pcrs) == values.pcrs
+    assert values.zero_pcrs == (11,)
+    assert values.boots.startswith("systemd-boot 2") and values.boots.endswith("starts the entry /loader/entries/test.conf")
+
+
+@pytest.mark.parametrize("way", ["uki", "loader-uki"])
+def test_uki_measures_what_was_predicted(way: str, measured_image: Callable[..., Path], measured_boot: MeasuredBooter, tmp_path: Path):
+    disk = measured_image(way)
+    values = measure_image(disk)
+    done = measured_boot(disk, tmp_path)
+    assert _reference(done.pcrs) == values.pcrs
+    assert values.zero_pcrs == ((12,) if way == "uki" else ())
+
+
+def test_changed_command_line_boots_to_other_pcrs_and_is_predicted(
+    quoted: Quoted, measured_image: Callable[..., Path], measured_boot: MeasuredBooter, tmp_path: Path
+):
+    disk = measured_image("entry", f"{COMMAND_LINE} x=1")
+    done = measured_boot(disk, tmp_path)
+    assert _reference(done.pcrs) == measure_image(disk).pcrs
+    differing = {pcr for pcr in REFERENCE_PCRS if done.pcrs["sha256"][pcr] != quoted.boot.pcrs["sha256"][pcr]}
+    assert differing == {9, 12}
+
+
+def test_event_log_of_the_boot_leads_to_the_tpms_pcrs_and_is_rebuilt_byte_for_byte(quoted: Quoted):
+    log = parse_event_log(quoted.boot.log)
+    assert log.algorithms == ("sha256", "sha384")
+    for bank in log.algorithms:
+        pcrs = replay(log.events, bank)
+        differing = {pcr for pcr in range(24) if pcrs[pcr] != quoted.boot.pcrs[bank][pcr]}
+        assert differing <= {IMA_PCR}
+    assert build_event_log(log) == quoted.boot.log
+
+
+def test_the_sha1_bank_is_off(quoted: Quoted):
+    assert set(quoted.boot.pcrs) == {"sha256", "sha384"}
