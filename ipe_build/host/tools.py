@@ -29,6 +29,7 @@ TOOLS: tuple[Tool, ...] = (
     Tool("bzip2", "bzip2"),
     Tool("chromium", "chromium"),
     Tool("cpio", "cpio"),
+    Tool("dbus-daemon", "dbus-daemon"),
     Tool("debugfs", "e2fsprogs"),
     Tool("depmod", "kmod"),
     Tool("dump.erofs", "erofs-utils"),
