@@ -187,14 +187,16 @@ def device_policy_root(facts: ImageFacts, host: Host) -> Iterator[Outcome]:
 
 
 def final_policy(facts: ImageFacts, host: Host) -> Iterator[Outcome]:
-    """Looks whether a device policy still lets files of the initramfs run."""
+    """Looks whether the policy in force still lets files of the initramfs run, and whether anything can be written there."""
     for one in _each_parsed(facts):
         if isinstance(one, Outcome):
             yield one
             continue
         decision = evaluate(one[1], Operation.EXECUTE, _INITRAMFS, enabled_in(facts))
-        outcome = bad if decision.action is Action.ALLOW else good
-        yield outcome(f"{one[0]}: a program of the initramfs", f"{decision.action} by {decision.audit_rule}")
+        frozen = (facts.initramfs_config() or {}).get("freeze_initramfs", ("no",))[-1] == "yes"
+        outcome = bad if decision.action is Action.ALLOW and not frozen else good
+        why = f"{decision.action} by {decision.audit_rule}{'; but ipe-init leaves it empty and immutable' if frozen else ''}"
+        yield outcome(f"{one[0]}: a program of the initramfs", why)
 
 
 def _denies(policy: Policy | None, subject: str) -> Iterator[Outcome]:

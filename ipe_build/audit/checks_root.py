@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from ipe_build.audit.checks_disk import root_facts
 from ipe_build.audit.checks_policy import device_policies
-from ipe_build.audit.facts import ImageFacts, RootFiles
+from ipe_build.audit.facts import ImageFacts, ModuleView, RootFiles
 from ipe_build.audit.outcome import Outcome, bad, good, unknown
 from ipe_build.audit.sealed import enabled_in
 from ipe_build.policy.evaluate import evaluate
@@ -86,6 +86,22 @@ def firmware_admitted(facts: ImageFacts, host: Host) -> Iterator[Outcome]:
     yield from _admitted(facts, (Kind.FIRMWARE,), "firmware files")
 
 
+def refused_by_loader(module: ModuleView, facts: ImageFacts) -> bool:
+    """Returns whether the kernel's module loader refuses a module. Source: kernel/module/signing.c (module_sig_check)."""
+    if not module.errno or (module.forgiven and not _signatures_forced(facts)):
+        return False
+    config = facts.kernel.config if facts.kernel is not None else None
+    return module.errno == "ENOEXEC" or config is None or config.enabled("MODULE_SIG")
+
+
+def _signatures_forced(facts: ImageFacts) -> bool:
+    """Returns whether every module needs a signature; taken to be so where the kernel does not say."""
+    config = facts.kernel.config if facts.kernel is not None else None
+    words = facts.boot_entry.command_line.replace("-", "_").split() if facts.boot_entry is not None else []
+    asked = any(word in ("module.sig_enforce", "module.sig_enforce=1", "module.sig_enforce=y", "module.sig_enforce=Y") for word in words)
+    return asked or config is None or config.enabled("MODULE_SIG_FORCE")
+
+
 def modules_load(facts: ImageFacts, host: Host) -> Iterator[Outcome]:
     """Looks whether this kernel accepts every module of the root: signature, signer, and the kernel it was built for."""
     files = _files(facts)
@@ -93,7 +109,7 @@ def modules_load(facts: ImageFacts, host: Host) -> Iterator[Outcome]:
         yield files
         return
     judged = [one for one in files.modules if not one.path.startswith(PROBES)]
-    refused = [one for one in judged if one.errno]
+    refused = [one for one in judged if refused_by_loader(one, facts)]
     for one in refused[:_SHOWN]:
         yield bad(one.path, f"{one.errno}: {one.reason}")
     if len(refused) > _SHOWN:

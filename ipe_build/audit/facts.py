@@ -139,13 +139,17 @@ class RootPartitions:
 
 @dataclass(frozen=True, slots=True)
 class ModuleView:
-    """A kernel module of the root: who signed it ("" nobody), and what this kernel answers (`errno` "" when it loads it)."""
+    """A kernel module of the root: who signed it ("" nobody), and what this kernel answers (`errno` "" when it loads it).
+
+    `forgiven` says that only the lack of a signature by a known key is the matter: a kernel that does not force signatures loads it.
+    """
 
     path: str
     signer: str
     compression: str
     errno: str
     reason: str
+    forgiven: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from enum import StrEnum
 
 from ipe_build.audit.checks_disk import root_facts
 from ipe_build.audit.checks_policy import signed_policies
-from ipe_build.audit.checks_root import PROBES, with_verity
+from ipe_build.audit.checks_root import PROBES, refused_by_loader, with_verity
 from ipe_build.audit.facts import ImageFacts, KernelView, ModuleView
 from ipe_build.audit.sealed import sealed_by
 from ipe_build.policy.classify import OPERATION_OF_KIND, classify
@@ -154,13 +154,6 @@ def _admits(ruling: Ruling) -> bool:
 
 def _refused_by_loader(module: ModuleView | None, facts: ImageFacts) -> Ruling | None:
     """Returns the module loader's refusal, None when it takes the module (an unsigned one, too, where signatures are not forced)."""
-    if module is None or not module.errno:
-        return None
-    config = facts.kernel.config if facts.kernel is not None else None
-    words = facts.boot_entry.command_line.replace("-", "_").split() if facts.boot_entry is not None else []
-    forced = (config is not None and config.enabled("MODULE_SIG_FORCE")) or any(
-        word in ("module.sig_enforce", "module.sig_enforce=1", "module.sig_enforce=y", "module.sig_enforce=Y") for word in words
-    )
-    if module.errno == "EKEYREJECTED" and not forced:
+    if module is None or not refused_by_loader(module, facts):
         return None
     return Ruling(Answer.REFUSED, _LOADER, f"{module.errno}: {module.reason}")

@@ -137,4 +137,6 @@ def _module(path: str, data: bytes, kernel: KernelView, scratch: Path) -> Module
     verdict = verify_module(copy, kernel.certificates, revoked=kernel.revoked, release=kernel.release)
     signer = verdict.certificate.subject.rfc4514_string() if verdict.certificate is not None else ""
     reason = verdict.reason.replace(str(copy), f"/{path}")
-    return ModuleView(shown(path), signer, verdict.facts.compression if verdict.facts is not None else "", verdict.errno, reason)
+    return ModuleView(
+        shown(path), signer, verdict.facts.compression if verdict.facts is not None else "", verdict.errno, reason, verdict.intact is None
+    )
