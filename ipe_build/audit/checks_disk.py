@@ -213,19 +213,23 @@ def root_hash_signature(facts: ImageFacts, host: Host) -> Iterator[Outcome]:
 
 
 def root_is_unique(facts: ImageFacts, host: Host) -> Iterator[Outcome]:
-    """Looks whether a second partition has the type of one of the verity root's: who discovers partitions may take either."""
+    """Looks whether a second partition has the type of one of the verity root's: who discovers partitions may take either.
+
+    The other slot of an A/B disk (ROLE-a, ROLE-b) is there on purpose: the root hash of the boot entry says which is meant.
+    """
     if facts.table is None or facts.root is None:
         yield _no_table(facts, "partition types")
         return
     known = [one for one in (facts.root.data, facts.root.hash, facts.root.signature) if one is not None]
     found = False
     for one in known:
-        twins = [other.number for other in facts.table.partitions if other.type_uuid == one.type_uuid and other != one]
+        same = [other for other in facts.table.partitions if other.type_uuid == one.type_uuid and other != one]
+        twins = [other.number for other in same if {one.name, other.name} != {f"{one.name[:-2]}-a", f"{one.name[:-2]}-b"}]
         if twins:
             found = True
             yield bad(f"partition {one.number}", f"partitions {', '.join(map(str, twins))} have the same type")
     if not found:
-        yield good("partition types", "each type of the verity root is there once")
+        yield good("partition types", "each type of the verity root is there once (in each slot)")
 
 
 def read_only_flags(facts: ImageFacts, host: Host) -> Iterator[Outcome]:

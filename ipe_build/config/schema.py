@@ -95,6 +95,11 @@ class KeysSection:
     policy: KeySection | None = setting("Signs the device policy. Without it, test keys are made.", None)
     verity: KeySection | None = setting("Signs the root hash. Without it, test keys are made.", None)
     module: KeySection | None = setting("Signs the modules. Without it, test keys are made.", None)
+    attestation: KeySection | None = setting(
+        "Signs the statement of how the image was made (provenance.dsse.json); no device trusts it. Without it a development build is "
+        "signed by a test key, another one is not.",
+        None,
+    )
     trusted: tuple[Path, ...] = setting("More certificates (PEM) that the kernel trusts, for instance the next signing keys.", ())
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,12 +21,7 @@ from ipe_build.formats.bmap import BLOCK_BYTES, BlockMap, BlockRange
 from ipe_build.formats.gpt import Partition
 from ipe_build.image.disk import Disk
 from ipe_build.image.templates import render_file
-from ipe_build.image.used import Area, is_zero, used_areas, within
-
-if sys.version_info >= (3, 14):
-    from compression import zstd
-else:
-    from backports import zstd
+from ipe_build.image.used import Area, ReadAt, is_zero, used_areas, within
 
 if TYPE_CHECKING:
     from ipe_build.host import Host
@@ -64,7 +59,7 @@ def make_flash_files(disk: Disk, folder: Path, request: FlashRequest, host: Host
         if request.zstd:
             made.append(folder / f"{name}.zst")
             with host.output(made[-1], force=force) as temporary:
-                _compress(read_at, disk.table.size_bytes, temporary, request.level)
+                _compress(disk, read_at, temporary, request.level, host)
         if request.partitions or request.sparse:
             place = folder / f"{name}.partitions"
             if place.exists() and not force and any(place.iterdir()):
@@ -75,7 +70,7 @@ def make_flash_files(disk: Disk, folder: Path, request: FlashRequest, host: Host
     return tuple(made)
 
 
-def block_map(areas: tuple[Area, ...], size_bytes: int, read_at: Callable[[int, int], bytes]) -> BlockMap:
+def block_map(areas: tuple[Area, ...], size_bytes: int, read_at: ReadAt) -> BlockMap:
     """Returns the block map of areas that begin at whole blocks, each range with SHA-256 of its bytes."""
     ranges = []
     for begin, end in areas:
@@ -102,7 +97,7 @@ def sha256_of(path: Path) -> str:
 
 
 @contextmanager
-def open_image(path: Path) -> Iterator[Callable[[int, int], bytes]]:
+def open_image(path: Path) -> Iterator[ReadAt]:
     """Yields `read_at(offset, length)` of a file. Raises: InputError when it cannot be read."""
     try:
         with path.open("rb") as handle:
@@ -112,7 +107,7 @@ def open_image(path: Path) -> Iterator[Callable[[int, int], bytes]]:
         raise InputError(f"cannot be read: {error.strerror}", where=str(path)) from error
 
 
-def _pieces(read_at: Callable[[int, int], bytes], begin: int, end: int) -> Iterator[bytes]:
+def _pieces(read_at: ReadAt, begin: int, end: int) -> Iterator[bytes]:
     """Yields the bytes from `begin` to `end` in pieces of at most 1 MiB. Raises: InputError when the image is shorter."""
     while begin < end:
         piece = read_at(begin, min(_CHUNK_BYTES, end - begin))
@@ -122,20 +117,29 @@ def _pieces(read_at: Callable[[int, int], bytes], begin: int, end: int) -> Itera
         yield piece
 
 
-def _compress(read_at: Callable[[int, int], bytes], size_bytes: int, out: Path, level: int) -> None:
-    """Writes one zstd frame with content size and checksum, made by one thread: the same bytes wherever it is made."""
+def _compress(disk: Disk, read_at: ReadAt, out: Path, level: int, host: Host) -> None:
+    """Writes one zstd frame with content size and checksum, made by one thread: the same bytes each time on one kind of machine.
+
+    A Python that was built without zstd (Buildroot's for the host) has the program do it.
+    """
+    try:
+        if sys.version_info >= (3, 14):
+            from compression import zstd
+        else:
+            from backports import zstd
+    except ImportError:
+        host.run(["zstd", "-q", f"-{level}", "--single-thread", "-f", "-o", out, disk.path])
+        return
     options: dict[int, int] = {zstd.CompressionParameter.compression_level: level, zstd.CompressionParameter.checksum_flag: 1}
     packer = zstd.ZstdCompressor(options=options)
-    packer.set_pledged_input_size(size_bytes)
+    packer.set_pledged_input_size(disk.table.size_bytes)
     with out.open("wb") as handle:
-        for piece in _pieces(read_at, 0, size_bytes):
+        for piece in _pieces(read_at, 0, disk.table.size_bytes):
             handle.write(packer.compress(piece))
         handle.write(packer.flush())
 
 
-def _write_partitions(
-    disk: Disk, areas: tuple[Area, ...], read_at: Callable[[int, int], bytes], folder: Path, *, sparse: bool
-) -> tuple[str, ...]:
+def _write_partitions(disk: Disk, areas: tuple[Area, ...], read_at: ReadAt, folder: Path, *, sparse: bool) -> tuple[str, ...]:
     """Writes `gpt.img` (the primary table), a file for each partition up to its last used byte, and `flash.sh`; returns their names."""
     suffix = "simg" if sparse else "img"
     names = partition_file_names(disk.table.partitions)
@@ -157,7 +161,7 @@ def _write_partitions(
     return ("gpt.img", *(name for _, name in rows), "flash.sh")
 
 
-def write_partition(out: BinaryIO, partition: Partition, used: tuple[Area, ...], read_at: Callable[[int, int], bytes]) -> None:
+def write_partition(out: BinaryIO, partition: Partition, used: tuple[Area, ...], read_at: ReadAt) -> None:
     """Writes a partition's bytes up to the last used one; zeros become holes."""
     end = used[-1].end if used else 0
     for piece in _pieces(read_at, partition.offset_bytes, partition.offset_bytes + end):
@@ -168,7 +172,7 @@ def write_partition(out: BinaryIO, partition: Partition, used: tuple[Area, ...],
     out.truncate(end)
 
 
-def _write_sparse(out: BinaryIO, partition: Partition, used: tuple[Area, ...], read_at: Callable[[int, int], bytes]) -> None:
+def _write_sparse(out: BinaryIO, partition: Partition, used: tuple[Area, ...], read_at: ReadAt) -> None:
     """Writes a partition as an Android sparse file: used zeros are filled, what is not used is left alone."""
     out.write(android_sparse.header(0, 0))
     blocks = chunks = 0
@@ -187,7 +191,7 @@ def _write_sparse(out: BinaryIO, partition: Partition, used: tuple[Area, ...], r
     out.write(android_sparse.header(blocks, chunks))
 
 
-def _runs(used: tuple[Area, ...], base: int, read_at: Callable[[int, int], bytes]) -> Iterator[tuple[ChunkType, int, int]]:
+def _runs(used: tuple[Area, ...], base: int, read_at: ReadAt) -> Iterator[tuple[ChunkType, int, int]]:
     """Yields runs of blocks (kind, first, last excluded) from a partition's first block to its last used one."""
     kind, first, position = ChunkType.DONT_CARE, 0, 0
     for block, block_kind in _kinds(used, base, read_at):
@@ -203,7 +207,7 @@ def _runs(used: tuple[Area, ...], base: int, read_at: Callable[[int, int], bytes
         yield kind, first, position
 
 
-def _kinds(used: tuple[Area, ...], base: int, read_at: Callable[[int, int], bytes]) -> Iterator[tuple[int, ChunkType]]:
+def _kinds(used: tuple[Area, ...], base: int, read_at: ReadAt) -> Iterator[tuple[int, ChunkType]]:
     """Yields each used block's number with what it is, data or zeros."""
     for begin, end in used:
         offset = begin

@@ -61,15 +61,20 @@ def open_keys(config: Config, config_file: Path, host: Host) -> Keys:
         trusted += load_certificates(test.root.certificate)
     signers = {role: _open_signer(role, section, test, config_file, host) for role, section in named.items()}
     everyone = _unique([*trusted, *(signer.certificate for signer in signers.values())])
-    _check_certificates(config, everyone, host)
+    check_certificates(config, everyone, host)
     return Keys(signers["policy"], signers["verity"], signers["module"], everyone)
 
 
 def _open_signer(role: str, section: KeySection | None, test: KeySet | None, config_file: Path, host: Host) -> Signer:
-    """Returns the signer of a role: the named one, else the test key. A relative `file:` counts from the configuration's folder."""
+    """Returns the signer of a role: the named one, else the test key."""
     if section is None:
         assert test is not None
         return test.pair(role).signer(host)
+    return open_signer_of(role, section, config_file, host)
+
+
+def open_signer_of(role: str, section: KeySection, config_file: Path, host: Host) -> Signer:
+    """Returns the signer that a section names. A relative `file:` counts from the configuration's folder. Raises: SigningKeyError."""
     uri = section.key
     if uri.startswith("file:") and not uri.startswith("file:/"):
         uri = f"file:{config_file.absolute().parent}/{uri.removeprefix('file:')}"
@@ -82,7 +87,7 @@ def _unique(certificates: Iterable[x509.Certificate]) -> tuple[x509.Certificate,
     return tuple({one.public_bytes(Encoding.DER): one for one in certificates}.values())
 
 
-def _check_certificates(config: Config, certificates: tuple[x509.Certificate, ...], host: Host) -> None:
+def check_certificates(config: Config, certificates: tuple[x509.Certificate, ...], host: Host) -> None:
     """Raises SigningKeyError for a certificate that must not go into a device; warns of the rest."""
     production = config.build.profile is Profile.PRODUCTION
     at = datetime.fromtimestamp(host.source_date_epoch, UTC) if host.source_date_epoch else datetime.now(UTC)
