@@ -10,7 +10,7 @@ from ipe_build.audit.checks_disk import root_facts
 from ipe_build.audit.checks_policy import device_policies
 from ipe_build.audit.facts import ImageFacts, RootFiles
 from ipe_build.audit.outcome import Outcome, bad, good, unknown
-from ipe_build.audit.sealed import enabled_in
+from ipe_build.audit.sealed import enabled_in, takes_unsigned_modules
 from ipe_build.policy.evaluate import evaluate
 from ipe_build.policy.facts import NO_FILE, Facts
 from ipe_build.policy.properties import Action, Operation
@@ -93,13 +93,15 @@ def modules_load(facts: ImageFacts, host: Host) -> Iterator[Outcome]:
         yield files
         return
     judged = [one for one in files.modules if not one.path.startswith(PROBES)]
-    refused = [one for one in judged if one.errno]
+    passed_on = takes_unsigned_modules(facts)
+    refused = [one for one in judged if one.errno and not (passed_on and (one.reason.startswith("unsigned") or one.errno == "ENOKEY"))]
     for one in refused[:_SHOWN]:
         yield bad(one.path, f"{one.errno}: {one.reason}")
     if len(refused) > _SHOWN:
         yield bad(f"{len(refused) - _SHOWN} more", "are refused too")
     if not refused:
-        yield good("modules", f"the kernel accepts all {len(judged)}")
+        unsigned = sum(bool(one.errno) for one in judged)
+        yield good("modules", f"the kernel accepts all {len(judged)}" + (f", {unsigned} of them unsigned" if unsigned else ""))
 
 
 def modules_from_buffer(facts: ImageFacts, host: Host) -> Iterator[Outcome]:
