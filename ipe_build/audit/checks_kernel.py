@@ -13,7 +13,9 @@ from cryptography.x509.oid import NameOID
 from ipe_build.audit.checks_disk import WEAK_HASHES
 from ipe_build.audit.facts import ImageFacts, KernelView
 from ipe_build.audit.outcome import Outcome, bad, good, unknown
+from ipe_build.audit.sealed import sealed_by
 from ipe_build.formats.dotconfig import DotConfig
+from ipe_build.formats.partition_types import PARTITION_TYPES
 from ipe_build.policy.properties import PROPERTIES
 from ipe_build.policy.versions import FIRST_KERNEL
 
@@ -105,7 +107,9 @@ def architecture(facts: ImageFacts, host: Host) -> Iterator[Outcome]:
     if facts.root.data is None:
         yield good("architecture", f"{facts.kernel.architecture}; a root filesystem in a file names none")
         return
-    named = facts.root.data.name.removeprefix("root-") if facts.root.data.name.startswith("root-") else ""
+    kind = facts.root.data.type_uuid
+    said = facts.root.data.name.removeprefix("root-")
+    named = said if said in PARTITION_TYPES else next((name for name, row in PARTITION_TYPES.items() if row.root == kind), "")
     if named and named != facts.kernel.architecture:
         yield bad("architecture", f"the kernel is for {facts.kernel.architecture}, the root partition for {named}")
     else:
@@ -239,13 +243,23 @@ def module_compression(facts: ImageFacts, host: Host) -> Iterator[Outcome]:
 
 
 verity_signatures = _on("DM_VERITY_VERIFY_ROOTHASH_SIG", "without it the root hash's signature is not looked at")
-module_signatures = _of_config(
+_forced_signatures = _of_config(
     "CONFIG_MODULE_SIG_FORCE",
     lambda config: not config.enabled("MODULES") or config.enabled("MODULE_SIG_FORCE"),
     "an unsigned module is refused, or none can be loaded",
     "is off: unsigned modules of the verity root are loaded",
     "Looks whether the kernel forces module signatures, where it can load modules at all.",
 )
+
+
+def module_signatures(facts: ImageFacts, host: Host) -> Iterator[Outcome]:
+    """Looks whether the kernel forces module signatures, where it can load modules at all and has keys."""
+    if sealed_by(facts) and facts.kernel is not None and not facts.kernel.certificates:
+        yield good("CONFIG_MODULE_SIG_FORCE", "no key exists that could sign: the boot policy alone says which modules are loaded")
+    else:
+        yield from _forced_signatures(facts, host)
+
+
 kexec_unsigned = _of_config(
     "CONFIG_KEXEC",
     lambda config: not config.enabled("KEXEC"),

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from ipe_build.audit.checks_disk import root_facts
 from ipe_build.audit.facts import ImageFacts
 from ipe_build.audit.outcome import Outcome, bad, good, unknown
-from ipe_build.audit.sealed import enabled_in, sealed_by
+from ipe_build.audit.sealed import enabled_in, is_frozen, sealed_by
 from ipe_build.errors import IpeBuildError
 from ipe_build.formats.cms import decode_signed_data
 from ipe_build.policy.evaluate import evaluate
@@ -193,9 +193,9 @@ def final_policy(facts: ImageFacts, host: Host) -> Iterator[Outcome]:
             yield one
             continue
         decision = evaluate(one[1], Operation.EXECUTE, _INITRAMFS, enabled_in(facts))
-        frozen = (facts.initramfs_config() or {}).get("freeze_initramfs", ("no",))[-1] == "yes"
-        outcome = bad if decision.action is Action.ALLOW and not frozen else good
-        why = f"{decision.action} by {decision.audit_rule}{'; but ipe-init leaves it empty and immutable' if frozen else ''}"
+        outcome, why = bad if decision.action is Action.ALLOW else good, f"{decision.action} by {decision.audit_rule}"
+        if outcome is bad and is_frozen(facts):
+            outcome, why = good, f"{why}; none is left and none can be written: ipe-init freezes the initramfs"
         yield outcome(f"{one[0]}: a program of the initramfs", why)
 
 

@@ -10,7 +10,7 @@ from ipe_build.audit.checks_disk import root_facts
 from ipe_build.audit.checks_policy import device_policies
 from ipe_build.audit.facts import ImageFacts, ModuleView, RootFiles
 from ipe_build.audit.outcome import Outcome, bad, good, unknown
-from ipe_build.audit.sealed import enabled_in
+from ipe_build.audit.sealed import enabled_in, takes_unsigned_modules
 from ipe_build.policy.evaluate import evaluate
 from ipe_build.policy.facts import NO_FILE, Facts
 from ipe_build.policy.properties import Action, Operation
@@ -88,18 +88,10 @@ def firmware_admitted(facts: ImageFacts, host: Host) -> Iterator[Outcome]:
 
 def refused_by_loader(module: ModuleView, facts: ImageFacts) -> bool:
     """Returns whether the kernel's module loader refuses a module. Source: kernel/module/signing.c (module_sig_check)."""
-    if not module.errno or (module.forgiven and not _signatures_forced(facts)):
+    if not module.errno or (module.forgiven and takes_unsigned_modules(facts)):
         return False
     config = facts.kernel.config if facts.kernel is not None else None
     return module.errno == "ENOEXEC" or config is None or config.enabled("MODULE_SIG")
-
-
-def _signatures_forced(facts: ImageFacts) -> bool:
-    """Returns whether every module needs a signature; taken to be so where the kernel does not say."""
-    config = facts.kernel.config if facts.kernel is not None else None
-    words = facts.boot_entry.command_line.replace("-", "_").split() if facts.boot_entry is not None else []
-    asked = any(word in ("module.sig_enforce", "module.sig_enforce=1", "module.sig_enforce=y", "module.sig_enforce=Y") for word in words)
-    return asked or config is None or config.enabled("MODULE_SIG_FORCE")
 
 
 def modules_load(facts: ImageFacts, host: Host) -> Iterator[Outcome]:
@@ -115,7 +107,8 @@ def modules_load(facts: ImageFacts, host: Host) -> Iterator[Outcome]:
     if len(refused) > _SHOWN:
         yield bad(f"{len(refused) - _SHOWN} more", "are refused too")
     if not refused:
-        yield good("modules", f"the kernel accepts all {len(judged)}")
+        unsigned = sum(bool(one.errno) for one in judged)
+        yield good("modules", f"the kernel accepts all {len(judged)}" + (f", {unsigned} of them unsigned" if unsigned else ""))
 
 
 def modules_from_buffer(facts: ImageFacts, host: Host) -> Iterator[Outcome]:

@@ -39,6 +39,24 @@ def loads_policies(facts: ImageFacts) -> bool:
     return bool((facts.initramfs_config() or {}).get("policy")) or bool(signed_policies(facts))
 
 
+def is_frozen(facts: ImageFacts) -> bool:
+    """Returns whether ipe-init makes the emptied initramfs immutable and drops what could undo that: nothing is boot_verified then."""
+    settings = facts.initramfs_config() or {}
+    return settings.get("freeze_initramfs") == ("yes",) and "CAP_LINUX_IMMUTABLE" in settings.get("drop_capability", ())
+
+
+def takes_unsigned_modules(facts: ImageFacts) -> bool:
+    """Returns whether the kernel loads modules that no key of it signed, where IPE allows them.
+
+    Source: kernel/module/signing.c (module_sig_check): no signature and an unknown key are passed on unless signatures are forced.
+    """
+    config = facts.kernel.config if facts.kernel is not None else None
+    if config is None or not config.enabled("MODULES") or config.enabled("MODULE_SIG_FORCE"):
+        return False
+    words = facts.boot_entry.command_line.split() if facts.boot_entry is not None else []
+    return not any(word.startswith(("module.sig_enforce", "lockdown=")) for word in words)
+
+
 def enabled_in(facts: ImageFacts) -> Enabled:
     """Returns which Kconfig symbols are on in the image's kernel; all, where it does not say."""
     config = facts.kernel.config if facts.kernel is not None else None

@@ -22,6 +22,7 @@ from ipe_build.boot.locate import SharedBlockError
 from ipe_build.boot.probe_disk import PolicyMaterial, build_disk, policy_facts, policy_files, script_files
 from ipe_build.boot.probes import PROBES
 from ipe_build.boot.qemu import Boot, DirectKernel, Ended, Machine, Patch, boot, qemu_version
+from ipe_build.boot.secure_boot_proof import SecureBoot, Start, probe_start, secure_boots
 from ipe_build.errors import InputError
 from ipe_build.signing.signer import Signer
 
@@ -39,6 +40,7 @@ class BootRequest:
     `policy` is the policy in force after boot; without it the policy probes are skipped. `application` and `interpreter` are
     programs of the root with arguments; `keyless` says that the kernel has no key and its boot policy pins the root,
     `frozen_initramfs` that ipe-init froze the initramfs; `on_corruption` is what the image tells dm-verity to do: eio, panic or restart.
+    With `secure_boot` there are boots under Secure Boot too.
     """
 
     disk: Path
@@ -57,6 +59,7 @@ class BootRequest:
     keyless: bool = False
     frozen_initramfs: bool = False
     firmware: bool = False
+    secure_boot: SecureBoot | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +84,9 @@ def boot_image(request: BootRequest, host: Host) -> Evidence:
         command_line = with_options(entry.options, *more)
         jobs, left_out = _jobs(request, tried, folder, host)
         started = time.monotonic()
-        boots = _boot_all(request, DirectKernel(entry.kernel, entry.initrd, command_line), jobs, host)
+        start = _start(request, entry, command_line, folder, host)
+        boots = _boot_all(request, start, jobs, host)
+        under_secure_boot = _secure_boots(request, entry, jobs[0].plan, host)
         seconds = time.monotonic() - started
         subject_of = _subject(request, entry, command_line, host)
     transcript = read_console(boots[0].console)
@@ -92,7 +97,7 @@ def boot_image(request: BootRequest, host: Host) -> Evidence:
     return Evidence(
         subject=subject_of(boots[0], transcript),
         probes=tuple(results[probe.id] for probe in PROBES),
-        boots=tuple(damages[damage.id] for damage in (*DAMAGES, FIRMWARE) if damage.id in damages),
+        boots=(*(damages[damage.id] for damage in (*DAMAGES, FIRMWARE) if damage.id in damages), *under_secure_boot),
         problems=_problems(boots[0], transcript),
         seconds=seconds,
     )
@@ -148,7 +153,22 @@ def _entry(request: BootRequest, folder: Path, host: Host) -> BootEntry:
         request.kernel or found.kernel,
         request.initrd or found.initrd,
         found.options if request.command_line is None else request.command_line,
+        found.uki,
     )
+
+
+def _start(request: BootRequest, entry: BootEntry, command_line: str, folder: Path, host: Host) -> DirectKernel | Start:
+    """Returns how the probes' boots begin: QEMU loads the kernel itself, or firmware with the kernel's keys does."""
+    if request.secure_boot is not None and request.secure_boot.has_keys:
+        return probe_start(request.secure_boot, entry, command_line, request.disk, folder, host)
+    return DirectKernel(entry.kernel, entry.initrd, command_line)
+
+
+def _secure_boots(request: BootRequest, entry: BootEntry, plan: Path, host: Host) -> tuple[BootResult, ...]:
+    """Returns the boots under Secure Boot, none when they were not asked for."""
+    if request.secure_boot is None:
+        return ()
+    return secure_boots(request.secure_boot, entry, request.disk, request.machine, plan, host)
 
 
 def _jobs(request: BootRequest, tried: Sequence[Probe], folder: Path, host: Host) -> tuple[list[_Job], list[tuple[Damage, str]]]:
@@ -175,17 +195,18 @@ def _jobs(request: BootRequest, tried: Sequence[Probe], folder: Path, host: Host
     return jobs, left_out
 
 
-def _boot_all(request: BootRequest, kernel: DirectKernel, jobs: Sequence[_Job], host: Host) -> list[Boot]:
+def _boot_all(request: BootRequest, start: DirectKernel | Start, jobs: Sequence[_Job], host: Host) -> list[Boot]:
     """Returns the boots in the order of the jobs; as many at once as there are processors. An interrupt stops all of them."""
     stop = threading.Event()
 
     def work(job: _Job) -> Boot:
         firmware = job.damage is not None and job.damage.firmware
         return boot(
-            request.disk,
+            start.disk if isinstance(start, Start) and not firmware else request.disk,
             request.machine,
             host,
-            kernel=None if firmware else kernel,
+            kernel=start if isinstance(start, DirectKernel) and not firmware else None,
+            firmware=start.firmware if isinstance(start, Start) else None,
             patches=job.patches,
             extra_disk=job.plan,
             stop_at=job.damage.proof if firmware and job.damage else END,

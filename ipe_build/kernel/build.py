@@ -38,6 +38,8 @@ _BUILT_AT = "built-at"
 _KEPT_S = 86400
 _KEPT_LINKS = 16
 _KEPT_BASES = 4
+_CCACHE = Path("/usr/lib/ccache")
+"""Where Debian's ccache puts the compilers' names."""
 _MADE_ANEW = ("vmlinux", "vmlinux.o", "vmlinux.bin*", ".tmp_vmlinux*", "piggy.o", "bzImage", "System.map", "*.ko")
 """Files of the build tree that a link makes anew in any case, or does not need: not copied."""
 
@@ -137,7 +139,7 @@ def _base(request: KernelRequest, tree: SourceTree, config: DotConfig, host: Hos
         (make.output / ".config").write_bytes(text)
         with host.progress.step(f"kernel: compile {tree.version} for {request.board.name} (cached afterwards)"):
             has_modules = config.enabled("MODULES")
-            make.run([request.board.target, *(["modules"] if has_modules else [])], host, jobs=host.jobs)
+            make.run([request.board.target, *(["modules"] if has_modules else [])], host, jobs=host.jobs, env=_compiler_cache(host))
             if has_modules:
                 make.run(["modules_install", f"INSTALL_MOD_PATH={folder / 'modules'}", f"DEPMOD={host.tool('depmod')}"], host)
         for link in (folder / "modules").glob("lib/modules/*/build"):
@@ -147,6 +149,17 @@ def _base(request: KernelRequest, tree: SourceTree, config: DotConfig, host: Hos
     folder = host.cache.entry("kernel-base", key, compile_all)
     release = (folder / "build/include/config/kernel.release").read_text("utf-8").strip()
     return _Base(folder, key, release)
+
+
+def _compiler_cache(host: Host) -> dict[str, str]:
+    """Returns the variables that put ccache before the compiler, where it is installed.
+
+    A kernel with other features then takes the objects that do not depend on them from an earlier one. The commands that make records
+    stay the same, so that a link may do without.
+    """
+    if not _CCACHE.is_dir():
+        return {}
+    return {"PATH": f"{_CCACHE}:{host.env.get('PATH', '')}", "CCACHE_DIR": str(host.cache.root / "ccache"), "CCACHE_MAXSIZE": "2G"}
 
 
 def _link(request: KernelRequest, tree: SourceTree, base: _Base, trust: KernelTrust, folder: Path, host: Host) -> None:

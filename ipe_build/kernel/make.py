@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -30,8 +30,8 @@ class Make:
     variables: tuple[tuple[str, str], ...]
     log: Path
 
-    def run(self, targets: Sequence[str], host: Host, *, jobs: int = 1) -> None:
-        """Makes the targets; what make prints is appended to the log.
+    def run(self, targets: Sequence[str], host: Host, *, jobs: int = 1, env: Mapping[str, str] | None = None) -> None:
+        """Makes the targets, with more environment variables when given; what make prints is appended to the log.
 
         Raises: ToolMissingError, ToolFailedError with the lines of the log that tell what is wrong.
         """
@@ -39,7 +39,7 @@ class Make:
         begin = self.log.stat().st_size if self.log.exists() else 0
         try:
             with _Watch(self.log, host):
-                host.run(["make", "-C", self.source, f"-j{jobs}", *words, *targets], log=self.log)
+                host.run(["make", "-C", self.source, f"-j{jobs}", *words, *targets], log=self.log, env=env)
         except ToolFailedError as error:
             raise ToolFailedError(
                 f"the kernel build failed at {' '.join(targets)}:{_trouble(self.log, begin)}", hint=error.hint or f"see {self.log}"

@@ -24,6 +24,11 @@ IPE_MODULE_CERT[doc] = "Certificate (PEM) of IPE_MODULE_KEY."
 IPE_TRUSTED_CERTS ??= ""
 IPE_TRUSTED_CERTS[doc] = "Certificates (PEM) that are built into the kernel: the issuers, or the three signers' own."
 
+IPE_SIGNING ??= "key"
+IPE_SIGNING[doc] = "key: the IPE_*_KEY sign while building. plan: nobody here has them; a task that wants a signature writes what is to be signed to IPE_SIGNATURES and fails, and goes on when the answer lies there."
+IPE_SIGNATURES ??= "${TOPDIR}/ipe-signatures"
+IPE_SIGNATURES[doc] = "Folder of IPE_SIGNING = plan: ID.json and ID.digest are the requests, ID.sig (the raw signature) is the answer. Outside TMPDIR."
+
 IPE_ALLOW_TEST_KEYS ??= "0"
 IPE_ALLOW_TEST_KEYS[doc] = "1 lets the recipe ipe-keys-test make keys in IPE_TEST_KEYS_DIR. For trying it out, never for a product."
 IPE_TEST_KEYS_DIR ??= "${TOPDIR}/ipe-test-keys"
@@ -32,13 +37,42 @@ IPE_TEST_KEYS_DIR[doc] = "Where ipe-keys-test makes its keys; outside TMPDIR, so
 # For a task's [depends]: test keys are made before they are used.
 IPE_KEYS_TASK = "${@'ipe-keys-test:do_create_keys' if d.getVar('IPE_ALLOW_TEST_KEYS') == '1' else ''}"
 
+# For a task's [depends]: ipe-build is in the recipe's sysroot, whatever of the tasks before it came from sstate.
+IPE_BUILD_TASKS = "${@' '.join(one + ':do_populate_sysroot' for one in (d.getVar('IPE_BUILD_DEPENDS') or '').split())}"
+
 # For a task's [file-checksums]: the content of the certificates that the named variables name.
 def ipe_certificates(d, *names):
     return " ".join("%s:%s" % (path, os.path.exists(path)) for name in names for path in (d.getVar(name) or "").split())
 
+# The key URI of a purpose: POLICY, VERITY, MODULE or SECUREBOOT. In no task's hash: what a key is called does not change what it signs.
+def ipe_key(d, purpose):
+    if d.getVar("IPE_SIGNING") == "plan":
+        return "plan:" + d.getVar("IPE_SIGNATURES")
+    return d.getVar("IPE_%s_KEY" % purpose) or ""
+ipe_key[vardepsexclude] = "IPE_SIGNING IPE_SIGNATURES"
+
+# Tasks of image recipes: a recipe whose images have no hash tree (an initramfs, say) does not get them.
+def ipe_verity_types(d):
+    return [one[: -len(".verity")] for one in (d.getVar("IMAGE_FSTYPES") or "").split() if one.endswith(".verity")]
+
+def ipe_only_with_root(d, task):
+    if d.getVar("IPE_ROOT_FILESYSTEM") not in ipe_verity_types(d):
+        bb.build.deltask(task, d)
+
 ipe_build () {
-    ${IPE_BUILD_CMD} "$@" --quiet || bbfatal "${IPE_BUILD_CMD} $1 failed; it says why above"
+    ${IPE_BUILD_CMD} "$@" --quiet || ipe_failed "$1"
 }
+
+ipe_failed () {
+    if [ "${IPE_SIGNING}" = "plan" ]; then
+        for request in "${IPE_SIGNATURES}"/*.json; do
+            answer="${request%.json}.sig"
+            [ ! -f "$request" ] || [ -f "$answer" ] || bbfatal "IPE_SIGNING is plan and $request is not answered: put its signature into $answer, run again"
+        done
+    fi
+    bbfatal "${IPE_BUILD_CMD} $1 failed; it says why above"
+}
+ipe_failed[vardepsexclude] += "IPE_SIGNING IPE_SIGNATURES"
 
 # ipe_need VARIABLE VALUE: the variable must be set. Single-valued variables that are files: ipe_need_file.
 ipe_need () {
@@ -51,6 +85,8 @@ ipe_need_file () {
 }
 
 python () {
+    if d.getVar("IPE_SIGNING") not in ("key", "plan"):
+        bb.fatal("IPE_SIGNING is '%s'; wanted key or plan" % d.getVar("IPE_SIGNING"))
     for name in ("IPE_POLICY_KEY", "IPE_VERITY_KEY", "IPE_MODULE_KEY"):
         if "pin-value=" in (d.getVar(name) or ""):
             bb.fatal("%s holds a PIN (pin-value=), which would end up in logs: name a file with pin-source=" % name)

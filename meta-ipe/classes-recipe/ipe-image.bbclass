@@ -1,10 +1,9 @@
-# Image recipes (or IMAGE_CLASSES += "ipe-image"): the conversion type `verity` and the image type `ipedisk`.
+# Image recipes (or IMAGE_CLASSES += "ipe-image"): the conversion type `verity`, and its root hash signed.
 #
-#   IMAGE_FSTYPES = "erofs erofs.verity"     hash tree, root hash, its signature, env file: sidecars beside the image
-#   IMAGE_FSTYPES = "ipedisk"                the whole disk: EFI system partition, root, root-verity, root-verity-sig
-#   IMAGE_FSTYPES = "ipedisk ipedisk.zst ipedisk.bmap"
+#   IMAGE_FSTYPES = "erofs erofs.verity"     hash tree, root hash and env file beside the image; the signature by do_ipe_sign
 #
-# Sidecars of IMAGE.TYPE: .verity .roothash .roothash.p7s .verity-sig .verity.env
+# Sidecars of IMAGE.TYPE: .verity .roothash .verity.env (do_image_TYPE), .roothash.p7s .verity-sig (do_ipe_sign)
+# The image itself goes to sstate (OE-core leaves it out): so what comes after it, a signature or a policy, never makes it again.
 
 inherit ipe-common
 
@@ -16,47 +15,25 @@ IPE_VERITY_SALT ??= ""
 IPE_VERITY_SALT[doc] = "Salt in hex, or - for none. Empty: derived from the image's name and machine, the same in every build."
 IPE_VERITY_BLOCK_SIZE ??= "4096"
 IPE_VERITY_BLOCK_SIZE[doc] = "Data and hash block size in bytes; not above the device's page size."
-IPE_COMMAND_LINE ??= "console=ttyS0 panic=-1"
-IPE_COMMAND_LINE[doc] = "Kernel command line of the ipedisk; roothash= is added."
-IPE_ARCHITECTURE ??= "${@{'x86_64': 'x86-64', 'aarch64': 'arm64'}.get(d.getVar('TARGET_ARCH'), d.getVar('TARGET_ARCH'))}"
-IPE_ARCHITECTURE[doc] = "Whose discoverable-partition types: x86-64, arm64, arm, riscv64."
-IPE_KERNEL_IMAGE ??= "${DEPLOY_DIR_IMAGE}/${KERNEL_IMAGETYPE}"
-IPE_KERNEL_IMAGE[doc] = "Kernel for the ipedisk."
-IPE_INITRAMFS_IMAGE ??= "${DEPLOY_DIR_IMAGE}/ipe-initrd-${MACHINE}"
-IPE_INITRAMFS_IMAGE[doc] = "Initramfs for the ipedisk; the recipe ipe-initramfs deploys it."
-IPE_BOOT_LOADER ??= ""
-IPE_BOOT_LOADER[doc] = "EFI boot loader for the ipedisk, such as systemd-boot's in DEPLOY_DIR_IMAGE. Empty: none, the firmware starts the kernel."
-IPE_DISK_DEPENDS ??= "virtual/kernel:do_deploy ipe-initramfs:do_deploy dosfstools-native:do_populate_sysroot mtools-native:do_populate_sysroot"
-IPE_DISK_DEPENDS[doc] = "Tasks that make what the ipedisk is put together from."
-IPE_ESP_MIB ??= "64"
-IPE_ESP_MIB[doc] = "Size of the EFI system partition in MiB."
+IPE_IMAGE_SSTATE ??= "1"
+IPE_IMAGE_SSTATE[doc] = "1: images with a hash tree go to sstate. 0, as in OE-core: another builder makes the root filesystem again from packages."
 
 CONVERSIONTYPES:append = " verity"
 CONVERSION_CMD:verity = "ipe_verity_image ${type}"
 CONVERSION_DEPENDS_verity = "${IPE_BUILD_DEPENDS}"
 
-IMAGE_TYPES:append = " ipedisk"
-# Both: image.bbclass removes an image that is only the way to another type.
-IMAGE_TYPEDEP:ipedisk = "${IPE_ROOT_FILESYSTEM} ${IPE_ROOT_FILESYSTEM}.verity"
-IMAGE_CMD:ipedisk = "ipe_disk_image"
-do_image_ipedisk[depends] += "${IPE_DISK_DEPENDS}"
-
 ipe_verity_image () {
-    ipe_need IPE_VERITY_KEY "${IPE_VERITY_KEY}"
-    ipe_need_file IPE_VERITY_CERT "${IPE_VERITY_CERT}"
     salt="--salt-from=${IMAGE_BASENAME}-${MACHINE}-$1"
     [ -z "${IPE_VERITY_SALT}" ] || salt="--salt=${IPE_VERITY_SALT}"
     ipe_build root "${IMGDEPLOYDIR}/${IMAGE_NAME}.$1" --pad --force --hash "${IPE_VERITY_HASH}" "$salt" \
-        --data-block-size "${IPE_VERITY_BLOCK_SIZE}" --hash-block-size "${IPE_VERITY_BLOCK_SIZE}" \
-        --key "${IPE_VERITY_KEY}" --cert "${IPE_VERITY_CERT}"
+        --data-block-size "${IPE_VERITY_BLOCK_SIZE}" --hash-block-size "${IPE_VERITY_BLOCK_SIZE}"
     ipe_list_sidecars "$1"
 }
-ipe_verity_image[vardepsexclude] += "IPE_VERITY_KEY IPE_VERITY_CERT"
 
 # Links and the image output manifest cover only what image.bbclass knows of: the sidecars' are made here.
 ipe_list_sidecars () {
     listed=""
-    for suffix in roothash roothash.p7s verity-sig verity.env; do
+    for suffix in roothash verity.env; do
         file="${IMAGE_NAME}.$1.$suffix"
         [ -z "${IMAGE_LINK_NAME}" ] || [ "${IMAGE_LINK_NAME}" = "${IMAGE_NAME}" ] || \
             ln -sf "$file" "${IMGDEPLOYDIR}/${IMAGE_LINK_NAME}.$1.$suffix"
@@ -66,27 +43,41 @@ ipe_list_sidecars () {
         > "${IMGMANIFESTDIR}/do_image_ipe_$1.json"
 }
 
-ipe_disk_image () {
-    root="${IMGDEPLOYDIR}/${IMAGE_NAME}.${IPE_ROOT_FILESYSTEM}"
-    loader="--no-boot-loader"
-    [ -z "${IPE_BOOT_LOADER}" ] || loader="--boot-loader=${IPE_BOOT_LOADER}"
-    ipe_need_file IPE_KERNEL_IMAGE "${IPE_KERNEL_IMAGE}"
-    ipe_need_file IPE_INITRAMFS_IMAGE "${IPE_INITRAMFS_IMAGE}"
-    ipe_build image disk "$root" --root-hash "$root.roothash" --verity-sig "$root.verity-sig" --name "${IMAGE_BASENAME}" \
-        --kernel "${IPE_KERNEL_IMAGE}" --initramfs "${IPE_INITRAMFS_IMAGE}" --architecture "${IPE_ARCHITECTURE}" "$loader" \
-        --command-line "${IPE_COMMAND_LINE} roothash=$(cat "$root.roothash")" --esp-mib "${IPE_ESP_MIB}" \
-        -o "${IMGDEPLOYDIR}/${IMAGE_NAME}.ipedisk" --force
+IPE_SIGN_DIR = "${WORKDIR}/ipe-sign"
+do_ipe_sign[doc] = "Signs the root hashes: .roothash.p7s for the kernel, .verity-sig for the signature partition"
+do_ipe_sign[cleandirs] = "${IPE_SIGN_DIR}"
+do_ipe_sign[sstate-inputdirs] = "${IPE_SIGN_DIR}"
+do_ipe_sign[sstate-outputdirs] = "${DEPLOY_DIR_IMAGE}"
+do_ipe_sign[depends] += "${IPE_BUILD_TASKS} ${IPE_KEYS_TASK}"
+do_ipe_sign[file-checksums] += "${@ipe_certificates(d, 'IPE_VERITY_CERT')}"
+do_ipe_sign[vardepsexclude] += "IPE_VERITY_CERT"
+SSTATETASKS += "do_ipe_sign"
+do_ipe_sign () {
+    ipe_need IPE_VERITY_KEY "${@ipe_key(d, 'VERITY')}"
+    ipe_need_file IPE_VERITY_CERT "${IPE_VERITY_CERT}"
+    for type in ${@" ".join(ipe_verity_types(d))}; do
+        image="${IMAGE_LINK_NAME}.$type"
+        ipe_build sign root-hash "${DEPLOY_DIR_IMAGE}/$image.roothash" --key "${@ipe_key(d, 'VERITY')}" --cert "${IPE_VERITY_CERT}" \
+            -o "${IPE_SIGN_DIR}/$image.roothash.p7s" --verity-sig "${IPE_SIGN_DIR}/$image.verity-sig"
+    done
 }
+addtask ipe_sign after do_image_complete before do_build
 
-# The tasks that sign are those of the types before `.verity`: their hash takes in the certificate's content.
+python do_ipe_sign_setscene () {
+    sstate_setscene(d)
+}
+addtask do_ipe_sign_setscene
+
 python () {
     wanted = (d.getVar("IMAGE_FSTYPES") or "").split()
-    types = [one.split(".verity")[0] for one in wanted if ".verity" in one]
-    for one in types:
+    for one in ipe_verity_types(d):
         if one not in wanted:
             bb.fatal("IMAGE_FSTYPES has %s.verity without %s: image.bbclass would remove the image that the tree is for; add it" % (one, one))
-    for one in set(types + [d.getVar("IPE_ROOT_FILESYSTEM")]):
-        task = "do_image_%s" % one.split(".")[0].replace("-", "_")
-        d.appendVarFlag(task, "file-checksums", " " + ipe_certificates(d, "IPE_VERITY_CERT"))
-        d.appendVarFlag(task, "depends", " " + d.getVar("IPE_KEYS_TASK"))
+    if not ipe_verity_types(d):
+        bb.build.deltask("do_ipe_sign", d)
+    elif d.getVar("IPE_IMAGE_SSTATE") == "1":
+        for task in ("image-complete", "image-qa"):
+            d.delVar("SSTATE_SKIP_CREATION:task-" + task)
+        # image.bbclass runs its tasks in TOPDIR, which so is in their hashes: no other builder would find the image.
+        d.setVarFlag("TOPDIR", "vardepvalue", "")
 }

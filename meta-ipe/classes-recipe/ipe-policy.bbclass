@@ -54,11 +54,11 @@ do_compile () {
 }
 
 ipe_sign_policy () {
-    ipe_need IPE_POLICY_KEY "${IPE_POLICY_KEY}"
+    ipe_need IPE_POLICY_KEY "${@ipe_key(d, 'POLICY')}"
     ipe_need_file IPE_POLICY_CERT "${IPE_POLICY_CERT}"
-    ipe_build sign policy "$1" --key "${IPE_POLICY_KEY}" --cert "${IPE_POLICY_CERT}" -o "${B}/${IPE_POLICY_NAME}.p7b"
+    ipe_build sign policy "$1" --key "${@ipe_key(d, 'POLICY')}" --cert "${IPE_POLICY_CERT}" -o "${B}/${IPE_POLICY_NAME}.p7b"
 }
-ipe_sign_policy[vardepsexclude] += "IPE_POLICY_KEY IPE_POLICY_CERT"
+ipe_sign_policy[vardepsexclude] += "IPE_POLICY_CERT"
 
 do_install () {
     if [ "${IPE_POLICY_ROLE}" = "device" ]; then

@@ -107,6 +107,7 @@ def run_task(data: object, recipe: str, task: str) -> bool:
     """Returns whether a task (or a function, when it is none) ran without an error."""
     data = data.createCopy()
     data.setVar("BB_CURRENTTASK", task.removeprefix("do_"))
+    data.setVar("BB_UNIHASH", "0" * 64)  # a run queue would say; sstate names its archives by it
     Path(data.getVar("T")).mkdir(parents=True, exist_ok=True)
     if data.getVarFlag(task, "task", False):
         data.setVarFlag(task, "nostamp", "1")  # stamps need a cooker

@@ -27,7 +27,7 @@ def rows(evidence: dict) -> dict[str, str]:
 def test_image_made_by_bitbake_boots_and_denies(build_folder, probe_rootfs, kernel_factory, need, test_keys) -> None:
     for tool in ("qemu-system-x86_64", "mkfs.erofs", "mkfs.vfat", "mcopy", "gcc"):
         need(tool)
-    build_folder.settings |= {"SMALL_ROOTFS": str(probe_rootfs), "IMAGE_FSTYPES": "ipedisk"}
+    build_folder.settings |= {"SMALL_ROOTFS": str(probe_rootfs), "IMAGE_FSTYPES": "erofs erofs.verity"}
     build_folder.built(("ipe-boot-policy", "do_compile"), ("ipe-boot-policy", "do_deploy"))
     boot_policy = (build_folder.deploy / "ipe-boot.pol").read_bytes()
     kernel = kernel_factory(KernelTrust(boot_policy, (test_keys.bundle.read_bytes(),)))
@@ -35,7 +35,9 @@ def test_image_made_by_bitbake_boots_and_denies(build_folder, probe_rootfs, kern
     shutil.copyfile(kernel.config, build_folder.deploy / "ipe-kernel-small.config")
     policy = (("ipe-policy", "do_compile"), ("ipe-policy", "do_deploy"))
     initramfs = (("ipe-initramfs", "do_compile"), ("ipe-initramfs", "do_deploy"))
-    image = tuple(("small-image", f"do_{task}") for task in ("rootfs", "image_erofs", "image_ipedisk", "image_complete", "ipe_audit"))
+    image = tuple(
+        ("small-image", f"do_{task}") for task in ("rootfs", "image_erofs", "image_complete", "ipe_sign", "ipe_disk", "ipe_audit")
+    )
     settings = {"IPE_INITRAMFS_DROP": " ".join(DROPPED), "IPE_INITRAMFS_ARGS": "--init-override"}
     build_folder.built(*policy, *initramfs, *image, **settings)
     report = json.loads((build_folder.topdir / "tmp/work/small-image/ipe-audit/small-image-small.audit.json").read_text())

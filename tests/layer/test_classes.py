@@ -17,7 +17,9 @@ IMAGE = (
     ("small-image", "do_image_ext4"),
     ("small-image", "do_image_complete"),
 )
-SIDECARS = ("verity", "roothash", "roothash.p7s", "verity-sig", "verity.env")
+SIGN = ("small-image", "do_ipe_sign")
+SIDECARS = ("verity", "roothash", "verity.env")
+SIGNED = ("roothash.p7s", "verity-sig")
 
 
 def smime_verifies(openssl: Path, signature: Path, certificate: Path, content: Path | None = None) -> bytes:
@@ -31,7 +33,7 @@ def smime_verifies(openssl: Path, signature: Path, certificate: Path, content: P
 @pytest.mark.parametrize("filesystem", ["erofs", "ext4"])
 def test_verity_conversion_makes_what_others_accept(build_folder, need, test_keys, tmp_path, filesystem) -> None:
     need("mkfs.erofs"), need("mke2fs")
-    build_folder.built(IMAGE[0], ("small-image", f"do_image_{filesystem}"), IMAGE[-1])
+    build_folder.built(*IMAGE, SIGN)
     image = build_folder.deploy / f"small-image-small.{filesystem}"
     root_hash = Path(f"{image}.roothash").read_text().strip()
     subprocess.run([need("veritysetup"), "verify", image, f"{image}.verity", root_hash], check=True)
@@ -53,11 +55,13 @@ def test_image_that_would_be_removed_is_asked_for(build_folder) -> None:
 
 def test_every_sidecar_has_its_link_and_is_in_the_image_manifest(build_folder, need) -> None:
     need("mkfs.erofs"), need("mke2fs")
-    build_folder.built(*IMAGE)
+    build_folder.built(*IMAGE, SIGN)
     for filesystem in ("erofs", "ext4"):
         for suffix in SIDECARS:
             link = build_folder.deploy / f"small-image-small.{filesystem}.{suffix}"
             assert link.is_symlink() and link.resolve().is_file(), link
+        for suffix in SIGNED:
+            assert (build_folder.deploy / f"small-image-small.{filesystem}.{suffix}").is_file()
         rows = json.loads((build_folder.topdir / f"tmp/work/small-image/image-task-manifest/do_image_ipe_{filesystem}.json").read_text())
         listed = {row["filename"] for row in rows[0]["images"]}
         assert listed == {f"small-image-small-20260101000000.{filesystem}.{suffix}" for suffix in SIDECARS if suffix != "verity"}
@@ -65,13 +69,17 @@ def test_every_sidecar_has_its_link_and_is_in_the_image_manifest(build_folder, n
 
 def test_two_builders_make_the_same_bytes(build_folder, need, tmp_path) -> None:
     need("mkfs.erofs")
-    first = [IMAGE[0], IMAGE[1], IMAGE[-1]]
+    first = [IMAGE[0], IMAGE[1], IMAGE[-1], SIGN]
+    build_folder.settings["IMAGE_FSTYPES"] = "erofs erofs.verity"
+
+    def made() -> dict[str, bytes]:
+        return {path.name: path.read_bytes() for path in build_folder.deploy.iterdir() if path.name.startswith("small-image-small.")}
+
     build_folder.built(*first)
-    kept = {path.name: path.read_bytes() for path in build_folder.deploy.iterdir() if path.is_symlink()}
+    kept = made()
     build_folder.topdir = tmp_path / "another/top"
     build_folder.built(*first, DATETIME="20270202020202")
-    again = {path.name: path.read_bytes() for path in build_folder.deploy.iterdir() if path.is_symlink()}
-    assert again == kept and len(kept) == 6
+    assert made() == kept and len(kept) == 6
 
 
 def test_device_policy_is_checked_signed_packaged_and_deployed(build_folder, need, test_keys) -> None:
@@ -103,8 +111,7 @@ def test_modules_are_signed_where_they_will_be_packaged(build_folder, test_keys,
     modules = tmp_path / "modules"
     modules.mkdir()
     (modules / "demo.ko").write_bytes(unsigned_module)
-    run = (("small-module", "do_package"), ("small-module", "ipe_sign_modules"))
-    build_folder.built(*run, SMALL_MODULES=str(modules))
+    build_folder.built(("small-module", "do_install"), ("small-module", "do_package"), SMALL_MODULES=str(modules))
     packaged = build_folder.topdir / "tmp/work/small-module/package/lib/demo.ko"
     assert main(["modules", "verify", str(packaged), "--trusted", str(test_keys.bundle)]) == 0
     assert main(["modules", "verify", str(packaged), "--trusted", str(foreign_keys.bundle)]) == 1
@@ -113,9 +120,8 @@ def test_modules_are_signed_where_they_will_be_packaged(build_folder, test_keys,
 
 def test_recipe_without_modules_needs_no_module_key(build_folder, tmp_path) -> None:
     (tmp_path / "modules").mkdir()
-    build_folder.built(
-        ("small-module", "do_package"), ("small-module", "ipe_sign_modules"), SMALL_MODULES=str(tmp_path / "modules"), IPE_MODULE_KEY=""
-    )
+    run = ("small-module", "do_install"), ("small-module", "do_package")
+    build_folder.built(*run, SMALL_MODULES=str(tmp_path / "modules"), IPE_MODULE_KEY="")
 
 
 def test_initramfs_carries_the_signed_policy(build_folder, need) -> None:
@@ -145,9 +151,9 @@ def test_test_keys_are_made_once_and_only_when_allowed(build_folder) -> None:
 
 
 FATALS = (
-    ("IPE_VERITY_KEY", "", IMAGE[:2], "IPE_VERITY_KEY is not set"),
-    ("IPE_VERITY_CERT", "", IMAGE[:2], "IPE_VERITY_CERT is not set"),
-    ("IPE_VERITY_CERT", "/nowhere.pem", IMAGE[:2], "IPE_VERITY_CERT names '/nowhere.pem'"),
+    ("IPE_VERITY_KEY", "", (*IMAGE, SIGN), "IPE_VERITY_KEY is not set"),
+    ("IPE_VERITY_CERT", "", (*IMAGE, SIGN), "IPE_VERITY_CERT is not set"),
+    ("IPE_VERITY_CERT", "/nowhere.pem", (*IMAGE, SIGN), "IPE_VERITY_CERT names '/nowhere.pem'"),
     ("IPE_POLICY_KEY", "", (("ipe-policy", "do_compile"),), "IPE_POLICY_KEY is not set"),
     ("IPE_POLICY_CERT", "/nowhere.pem", (("ipe-policy", "do_compile"),), "IPE_POLICY_CERT names '/nowhere.pem'"),
     ("IPE_POLICY_KERNEL_CONFIG", "/nowhere", (("ipe-policy", "do_compile"),), "IPE_POLICY_KERNEL_CONFIG names '/nowhere'"),
@@ -174,14 +180,14 @@ def test_pin_in_a_key_uri_is_refused(build_folder) -> None:
 
 def test_wrong_key_leaves_no_signature(build_folder, need, foreign_keys) -> None:
     need("mkfs.erofs")
-    answer = build_folder.bitbake(*IMAGE[:2], IPE_VERITY_KEY=foreign_keys.pair("verity").uri)
+    answer = build_folder.bitbake(*IMAGE, SIGN, IPE_VERITY_KEY=foreign_keys.pair("verity").uri)
     assert not answer.ok
     assert not list(build_folder.topdir.rglob("*.p7s"))
 
 
 def test_private_keys_are_nowhere_below_tmpdir(build_folder, need, test_keys) -> None:
     need("mkfs.erofs"), need("mke2fs")
-    build_folder.built(*IMAGE, ("ipe-policy", "do_compile"), ("ipe-policy", "do_deploy"), IPE_POLICY_KERNEL_CONFIG="")
+    build_folder.built(*IMAGE, SIGN, ("ipe-policy", "do_compile"), ("ipe-policy", "do_deploy"), IPE_POLICY_KERNEL_CONFIG="")
     secrets = [path.read_bytes().splitlines()[5] for path in test_keys.folder.glob("*.key.pem")]
     assert len(secrets) >= 4
     for path in (build_folder.topdir / "tmp").rglob("*"):

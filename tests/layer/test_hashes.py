@@ -9,9 +9,9 @@ import pytest
 from tests.fixtures.layer import BuildFolder, task_hashes
 
 RECIPES = ("ipe-boot-policy", "linux-yocto", "ipe-policy", "ipe-initramfs", "small-image", "small-module")
-SETTINGS = {"IMAGE_FSTYPES": "ipedisk ext4 ext4.verity", "SMALL_KERNEL_SOURCE": "/nowhere", "SMALL_MODULES": "/nowhere"}
-DISK = {"small-image:do_image_ipedisk", "small-image:do_image_complete", "small-image:do_ipe_audit"}
-SIGNED_IMAGES = {"small-image:do_image_erofs", "small-image:do_image_ext4"}
+SETTINGS = {"IMAGE_FSTYPES": "erofs erofs.verity ext4 ext4.verity", "SMALL_KERNEL_SOURCE": "/nowhere", "SMALL_MODULES": "/nowhere"}
+DISK = {"small-image:do_ipe_disk", "small-image:do_ipe_audit"}
+SIGNED = {"small-image:do_ipe_sign"}
 POLICY = {"ipe-policy:do_compile", "ipe-policy:do_deploy"}
 INITRAMFS = {"ipe-initramfs:do_compile", "ipe-initramfs:do_deploy"}
 
@@ -65,7 +65,7 @@ def test_initramfs_option_reruns_initramfs_and_disk(build_folder) -> None:
 def test_verity_certificate_reruns_what_is_signed_with_it(build_folder, foreign_keys) -> None:
     before = hashes(build_folder)
     after = reruns(before, hashes(build_folder, IPE_VERITY_CERT=str(foreign_keys.pair("verity").certificate)))
-    assert after == SIGNED_IMAGES | DISK
+    assert after == SIGNED | DISK
 
 
 def test_module_certificate_reruns_packaging_of_modules_only(build_folder, foreign_keys) -> None:
@@ -83,7 +83,7 @@ def test_trusted_certificates_rerun_the_kernel(build_folder, foreign_keys) -> No
     before = hashes(build_folder)
     after = reruns(before, hashes(build_folder, IPE_TRUSTED_CERTS=str(foreign_keys.bundle)))
     assert {"linux-yocto:do_configure", "linux-yocto:do_compile", "linux-yocto:do_deploy"} <= after
-    assert not after & {"ipe-boot-policy:do_compile", "small-image:do_rootfs", *SIGNED_IMAGES}
+    assert not after & {"ipe-boot-policy:do_compile", "small-image:do_rootfs", *SIGNED}
 
 
 def test_without_the_distro_feature_the_kernel_is_untouched_and_every_recipe_skipped(build_folder) -> None:

@@ -19,7 +19,7 @@ python () {
 }
 
 do_create_keys[doc] = "Makes the test keys in IPE_TEST_KEYS_DIR, unless there are some"
-do_create_keys[nostamp] = "1"
+# Not nostamp: that would taint the hash of everything that is signed, and so make the kernel again in every build.
 do_create_keys () {
     if [ ! -e "${IPE_TEST_KEYS_DIR}" ]; then
         ipe_build keys create "${IPE_TEST_KEYS_DIR}" --organisation "meta-ipe"

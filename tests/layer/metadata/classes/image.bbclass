@@ -15,7 +15,10 @@ IMGDEPLOYDIR = "${WORKDIR}/deploy-${PN}-image-complete"
 IMGMANIFESTDIR = "${WORKDIR}/image-task-manifest"
 inherit_defer ${IMAGE_CLASSES}
 
-do_rootfs[dirs] = "${IMGDEPLOYDIR} ${IMGMANIFESTDIR}"
+SMALL_ROOTFS ??= "/nowhere"
+do_rootfs[file-checksums] = "${SMALL_ROOTFS}:True"
+do_rootfs[vardepsexclude] = "SMALL_ROOTFS"
+do_rootfs[dirs] = "${TOPDIR} ${IMGDEPLOYDIR} ${IMGMANIFESTDIR}"
 do_rootfs () {
 	rm -rf "${IMAGE_ROOTFS}"
 	cp -a "${SMALL_ROOTFS}" "${IMAGE_ROOTFS}"
@@ -24,12 +27,21 @@ addtask rootfs after do_install
 do_image () {
 	:
 }
+do_image[noexec] = "1"
 addtask image after do_rootfs
+do_image_complete[dirs] = "${TOPDIR}"
 do_image_complete () {
-	mkdir -p "${DEPLOY_DIR_IMAGE}"
-	cp -P "${IMGDEPLOYDIR}"/* "${DEPLOY_DIR_IMAGE}/"
+	:
 }
 addtask image_complete after do_image before do_build
+SSTATETASKS += "do_image_complete"
+SSTATE_SKIP_CREATION:task-image-complete = "1"
+do_image_complete[sstate-inputdirs] = "${IMGDEPLOYDIR}"
+do_image_complete[sstate-outputdirs] = "${DEPLOY_DIR_IMAGE}"
+python do_image_complete_setscene () {
+    sstate_setscene(d)
+}
+addtask do_image_complete_setscene
 
 def small_conversions(d, name, base):
     """Returns the commands that make BASE.CONVERSION…, in order."""

@@ -1,7 +1,9 @@
 SUMMARY = "Kernel modules: the files of SMALL_MODULES"
 LICENSE = "MIT"
 inherit ipe-modules
-do_package[cleandirs] = "${PKGD}"
-do_package () {
-	cp -a "${SMALL_MODULES}" "${PKGD}/lib"
+SMALL_MODULES ??= "/nowhere"
+do_install[file-checksums] = "${SMALL_MODULES}:True"
+do_install[vardepsexclude] = "SMALL_MODULES"
+do_install () {
+	[ ! -d "${SMALL_MODULES}" ] || cp -a "${SMALL_MODULES}" "${D}/lib"
 }

@@ -1,0 +1,53 @@
+# Image recipes (or IMAGE_CLASSES += "ipe-image ipe-disk"): the whole disk, as discoverable partitions: EFI system partition, root,
+# root-verity, root-verity-sig. Only where IMAGE_FSTYPES has IPE_ROOT_FILESYSTEM.verity.
+#
+# A task after the image, not an image type: a new policy, initramfs or kernel makes a new disk and never the root filesystem again.
+
+inherit ipe-common
+
+IPE_ROOT_FILESYSTEM ??= "erofs"
+IPE_COMMAND_LINE ??= "console=ttyS0 panic=-1"
+IPE_COMMAND_LINE[doc] = "Kernel command line; roothash= is added."
+IPE_ARCHITECTURE ??= "${@{'x86_64': 'x86-64', 'aarch64': 'arm64'}.get(d.getVar('TARGET_ARCH'), d.getVar('TARGET_ARCH'))}"
+IPE_ARCHITECTURE[doc] = "Whose discoverable-partition types: x86-64, arm64, arm, riscv64."
+IPE_KERNEL_IMAGE ??= "${DEPLOY_DIR_IMAGE}/${KERNEL_IMAGETYPE}"
+IPE_KERNEL_IMAGE[doc] = "Kernel on the disk."
+IPE_INITRAMFS_IMAGE ??= "${DEPLOY_DIR_IMAGE}/ipe-initrd-${MACHINE}"
+IPE_INITRAMFS_IMAGE[doc] = "Initramfs on the disk; the recipe ipe-initramfs deploys it."
+IPE_BOOT_LOADER ??= ""
+IPE_BOOT_LOADER[doc] = "EFI boot loader on the disk, such as systemd-boot's in DEPLOY_DIR_IMAGE. Empty: none, the firmware starts the kernel."
+IPE_DISK_DEPENDS ??= "virtual/kernel:do_deploy ipe-initramfs:do_deploy dosfstools-native:do_populate_sysroot mtools-native:do_populate_sysroot"
+IPE_DISK_DEPENDS[doc] = "Tasks that make what the disk is put together from."
+IPE_ESP_MIB ??= "64"
+IPE_ESP_MIB[doc] = "Size of the EFI system partition in MiB."
+IPE_DISK_NAME ??= "${IMAGE_LINK_NAME}.ipedisk"
+IPE_DISK_NAME[doc] = "File name of the disk in DEPLOY_DIR_IMAGE."
+
+IPE_DISK_DIR = "${WORKDIR}/ipe-disk"
+do_ipe_disk[doc] = "Puts the signed root, kernel and initramfs together on one disk"
+do_ipe_disk[cleandirs] = "${IPE_DISK_DIR}"
+do_ipe_disk[sstate-inputdirs] = "${IPE_DISK_DIR}"
+do_ipe_disk[sstate-outputdirs] = "${DEPLOY_DIR_IMAGE}"
+do_ipe_disk[depends] += "${IPE_BUILD_TASKS} ${IPE_DISK_DEPENDS}"
+SSTATETASKS += "do_ipe_disk"
+do_ipe_disk () {
+    root="${DEPLOY_DIR_IMAGE}/${IMAGE_LINK_NAME}.${IPE_ROOT_FILESYSTEM}"
+    loader="--no-boot-loader"
+    [ -z "${IPE_BOOT_LOADER}" ] || loader="--boot-loader=${IPE_BOOT_LOADER}"
+    ipe_need_file IPE_KERNEL_IMAGE "${IPE_KERNEL_IMAGE}"
+    ipe_need_file IPE_INITRAMFS_IMAGE "${IPE_INITRAMFS_IMAGE}"
+    ipe_build image disk "$root" --root-hash "$root.roothash" --verity-sig "$root.verity-sig" --name "${IMAGE_BASENAME}" \
+        --kernel "${IPE_KERNEL_IMAGE}" --initramfs "${IPE_INITRAMFS_IMAGE}" --architecture "${IPE_ARCHITECTURE}" "$loader" \
+        --command-line "${IPE_COMMAND_LINE} roothash=$(cat "$root.roothash")" --esp-mib "${IPE_ESP_MIB}" \
+        -o "${IPE_DISK_DIR}/${IPE_DISK_NAME}"
+}
+addtask ipe_disk after do_ipe_sign before do_build
+
+python do_ipe_disk_setscene () {
+    sstate_setscene(d)
+}
+addtask do_ipe_disk_setscene
+
+python () {
+    ipe_only_with_root(d, "do_ipe_disk")
+}

@@ -1,0 +1,1 @@
+"""`bb.siggen` imports this name and uses nothing of it."""

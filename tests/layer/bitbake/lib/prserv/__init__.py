@@ -1,0 +1,1 @@
+"""No PR service: nothing here packages."""

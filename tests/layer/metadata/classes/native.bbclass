@@ -1,0 +1,2 @@
+# A recipe for the machine that builds: another name, nothing more here.
+PN:append = "-native"
