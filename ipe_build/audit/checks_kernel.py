@@ -253,7 +253,7 @@ _forced_signatures = _of_config(
 
 
 def module_signatures(facts: ImageFacts, host: Host) -> Iterator[Outcome]:
-    """Looks whether the kernel forces module signatures, where it can load modules at all and has keys."""
+    """Looks whether the kernel forces module signatures, where it can load modules at all."""
     if sealed_by(facts) and facts.kernel is not None and not facts.kernel.certificates:
         yield good("CONFIG_MODULE_SIG_FORCE", "no key exists that could sign: the boot policy alone says which modules are loaded")
     else:

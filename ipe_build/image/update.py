@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, NamedTuple
+from urllib.parse import unquote
 
 from ipe_build.errors import InputError, SigningKeyError
 from ipe_build.formats.cms import Layout
@@ -120,16 +121,29 @@ def make_rauc_bundle(disk: Disk, settings: UpdateSettings, key: str, certificate
     Its bytes differ each time: RAUC salts the bundle's hash tree and signs the time.
     Raises: SigningKeyError, ToolMissingError, ToolFailedError.
     """
-    if not key.startswith(("file:", "pkcs11:")):
-        raise SigningKeyError(f"RAUC signs with file: and pkcs11: keys, got {key.partition(':')[0]}:", where="--key")
+    named, env = _rauc_key(key, host)
     with host.scratch(beside=out.absolute()) as scratch, host.output(out, force=force) as temporary:
         content = scratch / "content"
         content.mkdir()
         write_update_folder(disk, settings, content)
         (content / "sw-description").unlink()
         made = scratch / "bundle.raucb"
-        host.run(["rauc", "bundle", f"--cert={certificate}", f"--key={key.removeprefix('file:')}", content, made])
+        host.run(["rauc", "bundle", f"--cert={certificate}", f"--key={named}", content, made], env=env)
         made.rename(temporary)
+
+
+def _rauc_key(key: str, host: Host) -> tuple[str, dict[str, str]]:
+    """Returns the key as RAUC names it (a path or the PKCS#11 URI), and the variables that it reads module and PIN from."""
+    scheme, _, rest = key.partition(":")
+    if scheme == "pkcs11":
+        return key, {name: host.env[name] for name in ("RAUC_PKCS11_MODULE", "RAUC_PKCS11_PIN") if name in host.env}
+    if scheme != "file" or "?" in rest:
+        raise SigningKeyError(
+            f"RAUC signs with pkcs11: keys and with file: keys that have no passphrase, got {scheme}:",
+            where="RAUC bundle: key",
+            hint="the PIN of a pkcs11: key comes from RAUC_PKCS11_PIN",
+        )
+    return unquote(rest), {}
 
 
 def make_swupdate_image(disk: Disk, settings: UpdateSettings, signer: Signer, out: Path, host: Host, *, force: bool) -> None:

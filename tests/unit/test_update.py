@@ -176,8 +176,9 @@ def test_a_disk_without_signature_or_esp_makes_no_update(request_: DiskRequest, 
     (tmp_path / "out").mkdir()
     with pytest.raises(InputError, match="one is missing"):
         write_update_folder(disk, UpdateSettings("board", "1"), tmp_path / "out")
-    with pytest.raises(SigningKeyError, match="got command:"):
-        make_rauc_bundle(disk, UpdateSettings("board", "1"), "command:x", tmp_path / "c", tmp_path / "b", host, force=False)
+    for key in ("command:x", "file:key.pem?passphrase-env=X"):
+        with pytest.raises(SigningKeyError, match="that have no passphrase"):
+            make_rauc_bundle(disk, UpdateSettings("board", "1"), key, tmp_path / "c", tmp_path / "b", host, force=False)
 
 
 def test_versions_of_an_updates_policies_rise_with_the_ledger() -> None:
