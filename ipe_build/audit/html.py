@@ -17,7 +17,8 @@ from markupsafe import Markup
 
 from ipe_build import __version__
 from ipe_build.audit.chain import NODES, OTHER, Link, LinkState, chain_of, link_of, state_of
-from ipe_build.audit.findings import AuditReport, Finding, Severity, Verdict
+from ipe_build.audit.findings import Answer as Yes
+from ipe_build.audit.findings import AuditReport, Finding, Prediction, Severity, Verdict
 from ipe_build.audit.map_view import map_view
 from ipe_build.audit.portrait import Portrait
 from ipe_build.audit.printable import printable
@@ -97,6 +98,9 @@ def render_html(report: AuditReport, portrait: Portrait) -> str:
         grouped=_grouped,
         other=tuple(row for row in rows if row.link == OTHER.id),
         other_claim=OTHER.claim,
+        entries=_entries(report, portrait),
+        several=len(report.predictions) > 1,
+        of_entries=lambda one: one.entries if 0 < len(one.entries) < len(report.predictions) else (),
         row_of=_row,
         rows=rows,
         map=map_view(portrait.programs),
@@ -212,6 +216,46 @@ def _nodes(links: tuple[Link, ...], portrait: Portrait) -> list[dict[str, object
         {"name": name, "caption": caption or "not found", "reached": there and caption is not None}
         for name, caption, there in zip(NODES, portrait.captions, reached, strict=True)
     ]
+
+
+class EntryCard(NamedTuple):
+    """A boot entry as the page shows it: its state's key, what is foreseen of it in sentences, and what is known of it."""
+
+    prediction: Prediction
+    state: str
+    boots: str
+    why: str
+    enforces: str
+    facts: tuple[tuple[str, str], ...]
+    errors: int
+
+
+_BOOTS = {Yes.YES: "Boots", Yes.NO: "Does not boot", Yes.UNKNOWN: "Whether it boots is not foreseen"}
+_ENFORCES = {Yes.YES: "Enforces", Yes.NO: "Does not enforce", Yes.UNKNOWN: "Whether it enforces is not foreseen"}
+
+
+def _entries(report: AuditReport, portrait: Portrait) -> list[EntryCard]:
+    """Returns the boot entries, the default one first."""
+    facts = {one.name: one.facts for one in portrait.entries}
+    cards = []
+    for one in report.predictions:
+        good, wrong = (one.boots, one.enforces) == (Yes.YES, Yes.YES), Yes.NO in (one.boots, one.enforces)
+        ends = {Yes.YES: "", Yes.NO: f": it ends at the stage “{one.stage}”", Yes.UNKNOWN: f" from the stage “{one.stage}” on"}[one.boots]
+        why = "" if one.boots is Yes.YES else f"{one.why[:1].upper()}{one.why[1:]}."
+        failed = (found for found in report.findings if found.verdict is Verdict.FAIL and found.severity is Severity.ERROR)
+        errors = sum(one.entry in found.entries for found in failed)
+        cards.append(
+            EntryCard(
+                one,
+                "pass" if good else "error" if wrong else "unknown",
+                f"{_BOOTS[one.boots]}{ends}.",
+                why,
+                "" if one.boots is Yes.NO else f"{_ENFORCES[one.enforces]}: {one.enforces_why}.",
+                facts.get(one.entry, ()),
+                errors,
+            )
+        )
+    return cards
 
 
 def _answers(programs: tuple[Program, ...]) -> dict[str, tuple[int, int]]:

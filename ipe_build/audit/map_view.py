@@ -141,7 +141,7 @@ def _rounded(area: Rectangle) -> Rectangle:
 
 def _title(one: Program) -> str:
     place = "initramfs " if one.place is Place.INITRAMFS else ""
-    return f"{place}{one.path}"
+    return f"{place}{one.path}{f' ({one.note})' if one.note else ''}"
 
 
 def _label(text: str, area: Rectangle, screen: tuple[int, int], lines: int = 1) -> str:

@@ -45,8 +45,19 @@ class PartitionRow:
 
 
 @dataclass(frozen=True, slots=True)
+class EntryRow:
+    """A boot entry: what it is of, and names and values about it."""
+
+    name: str
+    facts: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Portrait:
-    """An image in words. `captions` has one short line for each node of chain.NODES; None: the part could not be read."""
+    """An image in words. `captions` has one short line for each node of chain.NODES; None: the part could not be read.
+
+    `entries` are the boot entries, the default one first, as the report's predictions are.
+    """
 
     captions: tuple[str | None, ...]
     kernel: tuple[tuple[str, str], ...]
@@ -54,6 +65,7 @@ class Portrait:
     certificates: tuple[CertificateRow, ...]
     partitions: tuple[PartitionRow, ...]
     programs: tuple[Program, ...]
+    entries: tuple[EntryRow, ...] = ()
 
 
 def portrait_of(facts: ImageFacts) -> Portrait:
@@ -73,7 +85,26 @@ def portrait_of(facts: ImageFacts) -> Portrait:
             PartitionRow(one.number, one.name, str(one.uuid), one.size_bytes) for one in (facts.table.partitions if facts.table else ())
         ),
         programs=programs,
+        entries=tuple(_entry(view) for view in facts.views() if view.boot_entry is not None),
     )
+
+
+def _entry(view: ImageFacts) -> EntryRow:
+    """Returns a boot entry in words."""
+    entry = view.boot_entry
+    assert entry is not None
+    rows = [("Kernel", f"{view.kernel.release} {view.kernel.architecture}" if view.kernel is not None else "could not be read")]
+    if view.archive is not None:
+        parts = ", ".join(f"{part.kind} ({_plural(part.members, 'member')})" for part in view.archive.parts)
+        rows.append(("Initramfs", f"{parts or 'empty'}{'; damaged' if view.archive.error else ''}"))
+    else:
+        rows.append(("Initramfs", "none"))
+    rows.append(("Command line", entry.command_line or "empty"))
+    if entry.uki is not None:
+        rows.append(("Signed by", ", ".join(entry.uki.signers) or entry.uki.problem or "nobody"))
+        rows.append(("Sections", " ".join(entry.uki.sections)))
+        rows.append(("Authenticode SHA-256", entry.uki.digest.hex()))
+    return EntryRow(entry.name, tuple(rows))
 
 
 def _captions(

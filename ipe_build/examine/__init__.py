@@ -28,6 +28,7 @@ from ipe_build.errors import IpeBuildError
 from ipe_build.examine.boot_entries import read_esp, uki_entry
 from ipe_build.examine.inputs import MAX_BOOT_FILE_BYTES, Inputs, sort_inputs
 from ipe_build.examine.root import judge_modules, read_files, root_of_disk, root_of_files, superblock_of
+from ipe_build.formats.fat import is_fat
 from ipe_build.formats.initramfs import Initramfs, unpack_initramfs
 from ipe_build.host import Host
 from ipe_build.image.disk import Disk, read_disk
@@ -112,8 +113,8 @@ class _Examination:
     def _entries(self, disk: Disk | None) -> tuple[EspFacts | None, tuple[BootEntry, ...]]:
         """Returns what the EFI system partition holds, and everything that can be started, the default first."""
         region = self.inputs.esp
-        if disk is not None and disk.esp is not None:
-            region = Region(disk.path, disk.esp.offset_bytes, disk.esp.size_bytes)
+        if disk is not None:
+            region = _boot_partition(disk) or region
         found: tuple[BootEntry, ...] = ()
         esp = None
         if region is not None:
@@ -161,6 +162,13 @@ class _Examination:
             self.modules[digest] = judge_modules(files, kernel, self.scratch) if files is not None and kernel is not None else ()
         there = archive.entries if entry.initramfs else None
         return EntryView(entry, kernel, there, archive if entry.initramfs else None, self.modules[digest])
+
+
+def _boot_partition(disk: Disk) -> Region | None:
+    """Returns the EFI system partition; without one, the first that holds a FAT filesystem: firmware looks into those too."""
+    candidates = (disk.esp,) if disk.esp is not None else disk.table.partitions
+    regions = (Region(disk.path, one.offset_bytes, one.size_bytes) for one in candidates)
+    return next((one for one in regions if disk.esp is not None or is_fat(one.read(0, 512))), None)
 
 
 def _uki(path: Path) -> BootEntry:

@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING
 
 from ipe_build.audit.facts import KernelView, ModuleView, Region, RootFiles, RootPartitions
 from ipe_build.audit.file_tree import FileTree
-from ipe_build.errors import InputError
+from ipe_build.errors import InputError, IpeBuildError
 from ipe_build.examine.filesystem import read_tree
 from ipe_build.examine.inputs import Inputs
 from ipe_build.formats.filesystem import HEAD_BYTES, filesystem_bytes
 from ipe_build.formats.gpt import Partition
 from ipe_build.formats.verity import SUPERBLOCK_SIZE, Superblock, parse_superblock
+from ipe_build.formats.verity_sig import parse_verity_signature
 from ipe_build.image.disk import Disk
 from ipe_build.kernel.modules import verify_module
 from ipe_build.policy.classify import classify
@@ -38,16 +39,31 @@ def root_of_disk(disk: Disk, inputs: Inputs) -> RootPartitions:
         return None if partition is None else Region(disk.path, partition.offset_bytes, partition.size_bytes)
 
     signature = region(disk.root_verity_sig)
+    signed = _signature(signature) if signature is not None else inputs.signature
+    data, area = _named_by(signed, disk)
     found = RootPartitions(
-        data=disk.root,
-        hash=disk.root_verity,
+        data=data,
+        hash=area,
         signature=disk.root_verity_sig,
-        data_region=region(disk.root) or inputs.root,
-        hash_region=region(disk.root_verity) or inputs.hash_tree,
-        signature_bytes=_signature(signature) if signature is not None else inputs.signature,
+        data_region=region(data) or inputs.root,
+        hash_region=region(area) or inputs.hash_tree,
+        signature_bytes=signed,
         named_hash=inputs.root_hash,
     )
     return _with_appended_tree(found)
+
+
+def _named_by(signed: bytes | None, disk: Disk) -> tuple[Partition | None, Partition | None]:
+    """Returns root and root-verity: of several of one type those whose UUIDs are from the signed root hash, else the first."""
+    try:
+        root_hash = parse_verity_signature(signed or b"").root_hash
+    except IpeBuildError:
+        return disk.root, disk.root_verity
+    found = []
+    for first, half in ((disk.root, root_hash[:16]), (disk.root_verity, root_hash[-16:])):
+        twins = [one for one in disk.table.partitions if first is not None and one.type_uuid == first.type_uuid]
+        found.append(next((one for one in twins if one.uuid.bytes == half), first))
+    return found[0], found[1]
 
 
 def root_of_files(inputs: Inputs) -> RootPartitions | None:
