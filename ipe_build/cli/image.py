@@ -18,6 +18,7 @@ from ipe_build.image.filesystem import MAKERS, FilesystemRequest, FilesystemType
 from ipe_build.image.initramfs import CAPABILITIES, VERITY_OPTIONS, Compression, InitramfsRequest, OnFailure, make_initramfs
 from ipe_build.image.rootfs import Entry, PathRule
 from ipe_build.image.slots import SlotRoom
+from ipe_build.image.uki import uki_file
 
 if TYPE_CHECKING:
     from ipe_build.host import Host
@@ -109,6 +110,9 @@ def _configure_disk(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--slots", action="store_true", help="two slots for A/B updates, this image in the first")
     parser.add_argument("--slot-root-mib", type=int, default=0, metavar="N", help="of a slot's root (default: half more than this one)")
     parser.add_argument("--boot-loader", type=Path, metavar="FILE", help="a boot loader instead of the installed systemd-boot")
+    parser.add_argument(
+        "--uki", type=Path, metavar="FILE", help="instead of a kernel: a unified kernel image, which firmware starts itself"
+    )
     parser.add_argument("--architecture", choices=list(PARTITION_TYPES), default="x86-64", help="default: x86-64")
 
 
@@ -173,6 +177,12 @@ def _disk(arguments: argparse.Namespace, host: Host) -> Outcome:
     entry = None
     if arguments.kernel is not None:
         entry = BootEntry(arguments.name, arguments.name, arguments.kernel, arguments.initramfs, arguments.command_line)
+    if arguments.uki is not None and (entry is not None or arguments.boot_loader is not None):
+        raise UsageError(
+            "a UKI is kernel, initramfs and command line in one, and firmware starts it",
+            where="--uki",
+            hint="leave --kernel and --boot-loader out",
+        )
     request = DiskRequest(
         filesystem=arguments.filesystem,
         hash_area=arguments.hash or Path(f"{arguments.filesystem}.verity"),
@@ -180,9 +190,10 @@ def _disk(arguments: argparse.Namespace, host: Host) -> Outcome:
         signature=_read(arguments.verity_sig) if arguments.verity_sig is not None else None,
         disk_uuid=_uuid(arguments.uuid) or uuid5(NAMESPACE_URL, f"ipe-build:disk:{root_hash.hex()}"),
         entry=entry,
+        files=() if arguments.uki is None else (uki_file(_read(arguments.uki), arguments.architecture),),
         architecture=arguments.architecture,
         esp_bytes=arguments.esp_mib * _MIB,
-        boot_loader=not arguments.no_boot_loader,
+        boot_loader=not arguments.no_boot_loader and arguments.uki is None,
         boot_loader_path=arguments.boot_loader,
         slots=SlotRoom(arguments.slot_root_mib * _MIB) if arguments.slots else None,
     )
