@@ -67,7 +67,13 @@ def make_statement(config: Config, config_file: Path, kernel_release: str, folde
     if signer is None:
         host.progress.note("no provenance: [keys] attestation names no key")
         return
-    statement = Provenance(
+    statement = new_statement(config, config_file, kernel_release, folder, host)
+    (folder / FILE_NAME).write_bytes(dsse.seal(statement.to_bytes(), PAYLOAD_TYPE, signer))
+
+
+def new_statement(config: Config, config_file: Path, kernel_release: str, folder: Path, host: Host) -> Provenance:
+    """Returns the statement about the folder as it is."""
+    return Provenance(
         name=config.build.name,
         tool_version=__version__,
         source_date_epoch=host.source_date_epoch,
@@ -76,7 +82,6 @@ def make_statement(config: Config, config_file: Path, kernel_release: str, folde
         materials=materials(config, config_file),
         tools=tuple(tools(config, host)),
     )
-    (folder / FILE_NAME).write_bytes(dsse.seal(statement.to_bytes(), PAYLOAD_TYPE, signer))
 
 
 def materials(config: Config, config_file: Path) -> tuple[Material, ...]:
