@@ -60,6 +60,7 @@ TOOLS: tuple[Tool, ...] = (
     Tool("rauc", "rauc"),
     Tool("resize2fs", "e2fsprogs"),
     Tool("sbsign", "sbsigntool"),
+    Tool("setpriv", "util-linux"),
     Tool("sfdisk", "fdisk"),
     Tool("shellcheck", "shellcheck"),
     Tool("simg2img", "android-sdk-libsparse-utils"),
