@@ -19,6 +19,7 @@ from ipe_build.image.initramfs import CAPABILITIES, VERITY_OPTIONS, Compression,
 from ipe_build.image.rootfs import Entry, PathRule
 from ipe_build.image.slots import SlotRoom
 from ipe_build.image.uki import uki_file
+from ipe_build.kernel.module_order import modules_in_order
 
 if TYPE_CHECKING:
     from ipe_build.host import Host
@@ -88,6 +89,10 @@ def _configure_initramfs(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--on-failure", choices=[str(name) for name in OnFailure], default="panic", help="default: panic")
     parser.add_argument("--recovery", type=Path, metavar="FILE", help="static program for --on-failure recovery")
     parser.add_argument("--module", action="append", default=[], type=Path, metavar="FILE", help="kernel module to load first, in order")
+    parser.add_argument(
+        "--load", action="append", default=[], metavar="NAME", help="kernel module to load first, after all that it needs; wants --modules"
+    )
+    parser.add_argument("--modules", type=Path, metavar="DIR", help="the kernel's lib/modules/RELEASE, for --load")
     parser.add_argument("--wait", type=int, default=10, metavar="SECONDS", help="how long to wait for a partition (default: 10)")
     parser.add_argument("--compression", choices=[str(name) for name in Compression], default="gzip", help="default: gzip")
     parser.add_argument("--compiler", default="gcc", metavar="PROGRAM", help="the C compiler for the device (default: gcc)")
@@ -151,7 +156,7 @@ def _initramfs(arguments: argparse.Namespace, host: Host) -> Outcome:
         drop_capabilities=tuple(arguments.drop_capability),
         on_failure=OnFailure(arguments.on_failure),
         recovery=arguments.recovery,
-        modules=tuple(arguments.module),
+        modules=(*arguments.module, *_loaded(arguments, host)),
         extra=tuple(_carried(text, host) for text in arguments.carry),
         compression=Compression(arguments.compression),
         compiler=arguments.compiler,
@@ -159,6 +164,15 @@ def _initramfs(arguments: argparse.Namespace, host: Host) -> Outcome:
     made = make_initramfs(request, arguments.output, host, force=arguments.force)
     value = {"path": str(made.path), "size_bytes": made.size_bytes, "compression": str(made.compression), "entries": made.entries}
     return Outcome(value, f"{made.path}: {made.size_bytes} bytes ({made.compression}), {made.entries} entries")
+
+
+def _loaded(arguments: argparse.Namespace, host: Host) -> tuple[Path, ...]:
+    """Returns the files of the modules that `--load` names, in order. Raises: UsageError, InputError."""
+    if not arguments.load:
+        return ()
+    if arguments.modules is None:
+        raise UsageError("wants the folder with the kernel's modules", where="--load", hint="--modules /lib/modules/RELEASE")
+    return modules_in_order(arguments.load, arguments.modules, arguments.modules.resolve().name, host)
 
 
 def _carried(text: str, host: Host) -> CpioEntry:
