@@ -125,6 +125,7 @@ class KernelSection:
         "More needs of the fragment table: see `ipe-build kernel fragment --list`.", ("hardening", "probes")
     )
     fragments: tuple[Path, ...] = setting("Configuration fragments of your own, merged after the base and before ours.", ())
+    patches: tuple[Path, ...] = setting("Patches for `source`, in order. Ones that touch security/ipe alone cost no new compilation.", ())
     seal: Seal = setting("With profile = sealed, how the boot policy gets into the kernel: `in-place` or `link`.", Seal.IN_PLACE)
     reserve: int = setting("With seal = in-place: bytes kept for the boot policy in the kernel.", 4096, check=_between(512, 1 << 20))
     image: Path | None = setting("A kernel that is built already (bzImage), instead of `source`.", None)

@@ -55,6 +55,7 @@ TOOLS: tuple[Tool, ...] = (
     Tool("mksquashfs", "squashfs-tools"),
     Tool("openssl", "openssl"),
     Tool("osslsigncode", "osslsigncode"),
+    Tool("patch", "patch"),
     Tool("qemu-aarch64", "qemu-user"),
     Tool("qemu-system-x86_64", "qemu-system-x86"),
     Tool("rauc", "rauc"),
