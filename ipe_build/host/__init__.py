@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -119,15 +119,13 @@ class Host:
             stop_when=stop_when,
         )
 
-    @contextmanager
-    def output(self, path: Path, *, force: bool = False, flush: bool = True) -> Iterator[Path]:
+    def output(self, path: Path, *, force: bool = False, flush: bool = True) -> AbstractContextManager[Path]:
         """Yields a temporary file name beside `path`; renamed to `path` when the block ends well, removed otherwise.
 
         Without `flush` the disk is not waited for: for thousands of small files, whose maker runs again after a power cut.
         Raises: OutputError when `path` exists and `force` is false, the folder is missing, or the disk is full.
         """
-        with output_file(path, force=force, flush=flush) as temporary:
-            yield temporary
+        return output_file(path, force=force, flush=flush)
 
     @contextmanager
     def output_directory(self, path: Path, *, marker: str) -> Iterator[Path]:
