@@ -18,7 +18,7 @@ from ipe_build.audit.html import render_html
 from ipe_build.audit.portrait import Portrait, portrait_of
 from ipe_build.audit.report import render_summary
 from ipe_build.boot.evidence import Evidence, evidence_table, evidence_value
-from ipe_build.config.schema import Config, PolicyPlace, Profile
+from ipe_build.config.schema import BootBy, Config, PolicyPlace, Profile
 from ipe_build.errors import SignaturePendingError
 from ipe_build.examine import examined
 from ipe_build.host import Host
@@ -29,7 +29,7 @@ from ipe_build.kernel.build import Kernel
 from ipe_build.policy.parser import Role
 from ipe_build.signing.certificates import pem_bundle
 from ipe_build.signing.pending import Pending
-from ipe_build.steps.disk import make_image, make_init
+from ipe_build.steps.disk import command_line, make_image, make_init
 from ipe_build.steps.flash import make_flash_outputs, make_update_entries
 from ipe_build.steps.kernel import make_kernel, sign_kernel_modules
 from ipe_build.steps.keys import Keys, open_keys
@@ -39,6 +39,7 @@ from ipe_build.steps.proof import prove
 from ipe_build.steps.provenance import make_bill_of_materials, make_reference_values, make_statement
 from ipe_build.steps.root import VerityRoot, make_probe_entries, make_rootfs, make_verity_root, sign_root
 from ipe_build.steps.seal import check_fixpoint, check_sealed_config, make_unsealed_kernel, seal
+from ipe_build.steps.uki import check_uki_config, make_uki, secure_boot_material
 from ipe_build.steps.unfinished import Unfinished, root_key
 
 
@@ -128,6 +129,7 @@ def build(config: Config, config_file: Path, output: Path, host: Host, *, prove_
     signatures from elsewhere leaves its root in OUTPUT.unfinished, where the next run goes on.
     Raises: IpeBuildError of the step that could not be done; then nothing else was changed.
     """
+    check_uki_config(config, config_file)
     output = output.absolute()
     output.parent.mkdir(parents=True, exist_ok=True)
     host.check_output_directory(output, marker=FILE_NAME)
@@ -216,7 +218,8 @@ def _build_on(ground: Ground, job: Job) -> tuple[bytes, AuditReport, Evidence | 
     with step("initramfs"):
         initramfs = make_init(config, signed, device, folder / "initrd", host)
     with step("disk image"):
-        disk = make_image(config, kernel, initramfs, signed, keys, folder / f"{config.build.name}.raw", host)
+        uki = _make_uki(job, kernel, initramfs, signed)
+        disk = make_image(config, kernel, initramfs, uki, signed, keys, folder / f"{config.build.name}.raw", host)
     return _finish(Built(kernel, ground.modules, ground.boot_policy, device, signed, keys, disk), job)
 
 
@@ -237,10 +240,18 @@ def _build_sealed(job: Job) -> tuple[bytes, AuditReport, Evidence | None]:
     with step("initramfs"):
         initramfs = make_init(config, root, None, folder / "initrd", host)
     with step("disk image"):
-        disk = make_image(config, kernel, initramfs, root, None, folder / f"{config.build.name}.raw", host)
+        uki = _make_uki(job, kernel, initramfs, root)
+        disk = make_image(config, kernel, initramfs, uki, root, None, folder / f"{config.build.name}.raw", host)
     with step("fixpoint"):
         check_fixpoint(disk, root.tree.root_hash, host)
     return _finish(Built(kernel, bool(modules), policy, None, root, None, disk), job)
+
+
+def _make_uki(job: Job, kernel: Kernel, initramfs: Path, root: VerityRoot) -> Path | None:
+    """Returns the signed unified kernel image, None when the image has a boot loader instead."""
+    if job.config.disk.boot is not BootBy.UKI:
+        return None
+    return make_uki(job.config, job.config_file, kernel, initramfs, command_line(job.config, root), job.folder, job.host)
 
 
 def _finish(built: Built, job: Job) -> tuple[bytes, AuditReport, Evidence | None]:
@@ -264,7 +275,9 @@ def _finish(built: Built, job: Job) -> tuple[bytes, AuditReport, Evidence | None
     if not (job.prove_it and config.boot.probes) or report.failed:
         return root.tree.root_hash, report, None
     with step("boot and probe"):
-        evidence = prove(config, disk.path, device.text if device is not None else built.boot_policy, keys, built.modules, host)
+        policy = device.text if device is not None else built.boot_policy
+        secure_boot = secure_boot_material(config, job.config_file, host)
+        evidence = prove(config, disk.path, policy, keys, built.modules, host, secure_boot=secure_boot)
         _write_json(folder / "evidence.json", evidence_value(evidence))
     return root.tree.root_hash, report, evidence
 

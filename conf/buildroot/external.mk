@@ -4,15 +4,4 @@
 #
 ################################################################################
 
-# Boot policy, certificates and kernel configuration fragment are written when
-# the kernel's sources are there and before it is configured. The fragment is
-# named by BR2_LINUX_KERNEL_CONFIG_FRAGMENT_FILES (see the defconfigs).
-ifeq ($(BR2_IPE),y)
-
-define IPE_PREPARE_KERNEL
-	BR2_CONFIG="$(BR2_CONFIG)" BASE_DIR="$(BASE_DIR)" \
-		$(BR2_EXTERNAL_IPE_PATH)/board/ipe/prepare-kernel.sh
-endef
-LINUX_POST_PATCH_HOOKS += IPE_PREPARE_KERNEL
-
-endif
+include $(sort $(wildcard $(BR2_EXTERNAL_IPE_PATH)/package/*/*.mk))

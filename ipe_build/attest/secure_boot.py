@@ -8,7 +8,8 @@ from struct import Struct
 from uuid import UUID
 
 from ipe_build.attest.chain import SECURE_BOOT_VARIABLES, EfiProgram, SecureBoot, Variable
-from ipe_build.errors import FormatError, InputError, ToolMissingError, VerificationError
+from ipe_build.errors import FormatError, InputError, VerificationError
+from ipe_build.formats.efi_variables import parse_variable_store
 from ipe_build.formats.pe import authenticode_digest
 from ipe_build.formats.tpm_event_log import EventLog, EventType
 from ipe_build.signing.authenticode import signatures_of, unsigned
@@ -20,7 +21,8 @@ _X509 = UUID("a5c059a1-94e4-4aa7-87b5-ab155c2bf072")
 _SHA256 = UUID("c1c41626-504c-4092-aca9-41f936934328")
 _LIST = Struct("<16sIII")
 _HEADER = Struct("<16sQQ")
-_SWITCHES = ("SecureBootEnable", "CustomMode")
+SECURE_BOOT_ENABLE = UUID("f0a30bc7-af08-4556-99c4-001009c93a44")
+"""EDK II's namespace of the switch SecureBootEnable."""
 
 
 def read_variable_store(path: Path, programs: Sequence[EfiProgram]) -> SecureBoot:
@@ -56,21 +58,13 @@ def of_event_log(log: EventLog) -> SecureBoot:
 
 
 def _read_store(path: Path) -> dict[str, bytes]:
-    """Returns the store's variables that matter here. Raises: InputError, FormatError, ToolMissingError."""
+    """Returns the store's variables that matter here, by name. Raises: InputError, FormatError."""
+    wanted = {*SECURE_BOOT_VARIABLES, ("SecureBootEnable", SECURE_BOOT_ENABLE)}
     try:
-        from virt.firmware.varstore import edk2
-    except ImportError as error:
-        raise ToolMissingError(
-            "the Python package virt-firmware is needed for --variables", hint="pip install 'ipe-build[attest]'"
-        ) from error
-    if not path.is_file():
-        raise InputError("wanted a firmware's variable store, there is no such file", where=str(path))
-    try:
-        found = edk2.Edk2VarStore(str(path)).get_varlist()
-    except Exception as error:
-        raise FormatError(f"is no variable store of EDK II: {error}", where=str(path)) from error
-    wanted = {*(name for name, _ in SECURE_BOOT_VARIABLES), *_SWITCHES}
-    return {str(one.name): bytes(one.data) for one in found.values() if str(one.name) in wanted}
+        found = parse_variable_store(path.read_bytes(), str(path))
+    except OSError as error:
+        raise InputError(f"cannot be read: {error.strerror}", where=str(path)) from error
+    return {one.name: one.data for one in found if (one.name, one.guid) in wanted}
 
 
 def _variable(data: bytes) -> Variable:

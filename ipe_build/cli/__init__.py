@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-import argparse
+import gc
 import importlib
 import os
 import signal
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
-from types import FrameType
-from typing import NamedTuple, NoReturn
+from typing import TYPE_CHECKING, NamedTuple, NoReturn, cast
 
-from ipe_build import __version__
-from ipe_build.errors import ExitStatus, InterruptedRunError, IpeBuildError, OutputError, UsageError
+from ipe_build.cli.plain import NotPlainError, PlainParser
+from ipe_build.errors import ExitStatus, InterruptedRunError, IpeBuildError, OutputError
 from ipe_build.host import Host, Progress
 
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Sequence
+    from types import FrameType
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
+
+class Outcome(NamedTuple):
     """What a verb gives back: the one JSON value for --json, the text for people, the exit status."""
 
     value: object
@@ -54,13 +55,6 @@ VERBS: tuple[Verb, ...] = (
 )
 
 
-class _Parser(argparse.ArgumentParser):
-    """An argparse parser whose mistakes become our UsageError (one clear error, exit status 2)."""
-
-    def error(self, message: str) -> NoReturn:
-        raise UsageError(message, where=self.prog, hint=f"see {self.prog} --help")
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit status of one run of the command line."""
     words = list(sys.argv[1:] if argv is None else argv)
@@ -81,20 +75,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(words: list[str]) -> int:
     """Parses the words, runs the verb and prints its outcome."""
-    known = {verb.name: verb for verb in VERBS}
-    chosen = next((word for word in words if not word.startswith("-")), None)
-    parser = _Parser(prog="ipe-build", description="Make and prove images whose kernel runs only authorised code (IPE).")
-    parser.add_argument("--version", action="version", version=f"ipe-build {__version__}")
-    verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True, parser_class=_Parser)
-    # A verb that comes first is the only one that needs a parser: making all of them takes as long as hashing 100 MB.
-    for verb in (known[chosen],) if words[:1] == [chosen] and chosen in known else VERBS:
-        sub = verbs.add_parser(verb.name, help=verb.help, description=f"{verb.help[0].upper()}{verb.help[1:]}.")
-        if verb.name == chosen:
-            importlib.import_module(f"ipe_build.cli.{verb.module}").configure(sub)
-            _common_options(sub)
-    arguments = parser.parse_args(words)
+    arguments = _read(words)
     host = Host(progress=Progress(quiet=arguments.quiet, verbose=arguments.verbose))
-    outcome: Outcome = importlib.import_module(f"ipe_build.cli.{known[arguments.verb].module}").run(arguments, host)
+    verb = next(verb for verb in VERBS if verb.name == arguments.verb)
+    run = importlib.import_module(f"ipe_build.cli.{verb.module}").run
+    gc.freeze()
+    gc.enable()  # see ipe_build.__main__
+    outcome: Outcome = run(arguments, host)
     if arguments.json:
         import json
 
@@ -105,13 +92,28 @@ def _run(words: list[str]) -> int:
     return outcome.status
 
 
-def _common_options(parser: argparse.ArgumentParser) -> None:
-    """Adds --json, --quiet and --verbose to a verb's parser and to each of its sub-verbs."""
-    children = [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
-    if children:
-        for child in {id(sub): sub for action in children for sub in action.choices.values()}.values():
-            _common_options(child)
-        return
+def _read(words: list[str]) -> argparse.Namespace:
+    """Returns what the words say. Raises: UsageError; SystemExit after --help and --version."""
+    verb = next((verb for verb in VERBS if words[:1] == [verb.name]), None)
+    if verb is not None:
+        parser = PlainParser()
+        try:
+            importlib.import_module(f"ipe_build.cli.{verb.module}").configure(parser)
+            for leaf in parser.leaves():
+                add_common_options(leaf)
+            arguments = parser.read(words[1:])
+        except NotPlainError:
+            pass
+        else:
+            arguments.verb = verb.name
+            return cast("argparse.Namespace", arguments)
+    from ipe_build.cli.parser import parse
+
+    return parse(words)
+
+
+def add_common_options(parser: argparse.ArgumentParser | PlainParser) -> None:
+    """Adds --json, --quiet and --verbose to the parser of a verb or sub-verb."""
     parser.add_argument("--json", action="store_true", help="print one JSON value on stdout; messages go to stderr")
     parser.add_argument("--quiet", action="store_true", help="no progress, only warnings and errors")
     parser.add_argument("--verbose", action="store_true", help="also print every command that is run")

@@ -7,10 +7,10 @@ from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
 from ipe_build.attest.manifest import FILE_NAME, verify_folder
-from ipe_build.cli import Outcome, attest_measure, attest_verify
+from ipe_build.cli import Outcome, attest_measure, attest_snp, attest_statement, attest_verify
 from ipe_build.host import Host
 
-_ACTIONS = {"measure": attest_measure, "verify": attest_verify}
+_ACTIONS = {"measure": attest_measure, "verify": attest_verify, "statement": attest_statement, "snp": attest_snp}
 
 
 def configure(parser: ArgumentParser) -> None:

@@ -13,9 +13,12 @@ from ipe_build.boot.foreign import make_foreign_signer
 from ipe_build.boot.probe_disk import PolicyMaterial
 from ipe_build.boot.prove import BootRequest, boot_image
 from ipe_build.boot.qemu import ARCHITECTURES, Machine
+from ipe_build.boot.secure_boot_proof import SecureBoot
 from ipe_build.cli import Outcome
 from ipe_build.errors import ExitStatus, InputError, OutputError, UsageError
 from ipe_build.signing.backends import BACKENDS, open_signer
+from ipe_build.signing.certificates import fingerprint
+from ipe_build.signing.loading import load_certificates
 from ipe_build.signing.signer import Signer
 
 if TYPE_CHECKING:
@@ -45,6 +48,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
     device.add_argument("--no-modules", action="store_true", help="the image has no module fixtures")
     device.add_argument("--dropped", action="append", default=[], metavar="CAP_NAME", help="a capability that the initramfs drops")
     device.add_argument("--on-corruption", choices=("eio", "restart", "panic"), default="eio", help="what dm-verity does (default: eio)")
+    secure = parser.add_argument_group("Secure Boot (the image boots a unified kernel image)")
+    secure.add_argument("--db", action="append", default=[], type=Path, metavar="CERT", help="enrol these certificates, and boot under it")
+    secure.add_argument("--uki-key", metavar="URI", help="who signs its unified kernel images, as --key")
+    secure.add_argument("--uki-cert", type=Path, metavar="PEM", help="the key's certificate (in db too)")
+    secure.add_argument(
+        "--keys-in-db", action="store_true", help="the kernel takes the keys of policies and root hashes from db: probe under Secure Boot"
+    )
     machine = parser.add_argument_group("the machine")
     machine.add_argument("--no-destructive", action="store_true", help="do not boot damaged copies")
     machine.add_argument("--architecture", choices=sorted(ARCHITECTURES), default="x86-64")
@@ -61,6 +71,10 @@ def run(arguments: argparse.Namespace, host: Host) -> Outcome:
         arguments.cert,
     ):
         raise UsageError("--policy, --key and --cert go together", where="ipe-build boot")
+    if (arguments.uki_key is None) != (arguments.uki_cert is None):
+        raise UsageError("--uki-key and --uki-cert go together", where="ipe-build boot")
+    if arguments.keys_in_db and not (arguments.db and arguments.uki_key):
+        raise UsageError("--keys-in-db wants --db, and --uki-key for a kernel command line that starts the probes", where="ipe-build boot")
     if arguments.memory < 1 or arguments.timeout <= 0:
         raise UsageError("--memory and --timeout must be above zero", where="ipe-build boot")
     if arguments.evidence and arguments.evidence.exists() and not arguments.force:
@@ -106,7 +120,20 @@ def _request(arguments: argparse.Namespace, foreign: Signer, host: Host) -> Boot
         on_corruption=arguments.on_corruption,
         destructive=not arguments.no_destructive,
         firmware=arguments.firmware,
+        secure_boot=_secure_boot(arguments, foreign, host),
     )
+
+
+def _secure_boot(arguments: argparse.Namespace, foreign: Signer, host: Host) -> SecureBoot | None:
+    """Returns what is enrolled and who signs, None when Secure Boot was not asked for."""
+    signer = open_signer(arguments.uki_key, arguments.uki_cert, host) if arguments.uki_key is not None else None
+    enrolled = [one for path in arguments.db for one in load_certificates(path)]
+    if signer is not None:
+        enrolled.append(signer.certificate)
+    if not enrolled:
+        return None
+    unique = {fingerprint(one): one for one in enrolled}
+    return SecureBoot(tuple(unique.values()), signer, foreign, arguments.keys_in_db)
 
 
 def _read(path: Path) -> bytes:

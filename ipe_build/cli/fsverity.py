@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,6 +10,7 @@ from ipe_build.errors import UsageError
 from ipe_build.integrity.fsverity import FsVerityParameters
 
 if TYPE_CHECKING:
+    import argparse
     from collections.abc import Callable
 
     from ipe_build.host import Host
@@ -71,10 +71,14 @@ def _digest(arguments: argparse.Namespace, host: Host) -> Outcome:
     parameters = _parameters(arguments)
     name = parameters.hash_name
     found = measure_all(arguments.files, parameters, host)
-    pairs = tuple(zip(arguments.files, found, strict=True))
-    value = [{"file": path, "hash_name": name, "digest": one.digest.hex(), "size_bytes": one.size_bytes} for path, one in pairs]
-    lines = [one.digest.hex() if arguments.compact else f"{name}:{one.digest.hex()} {path}" for path, one in pairs]
-    return Outcome(value, "\n".join(lines))
+    pairs = zip(arguments.files, found, strict=True)
+    if arguments.json:
+        return Outcome(
+            [{"file": path, "hash_name": name, "digest": one.digest.hex(), "size_bytes": one.size_bytes} for path, one in pairs], ""
+        )
+    if arguments.compact:
+        return Outcome(None, "\n".join([one.digest.hex() for one in found]))
+    return Outcome(None, "\n".join([f"{name}:{one.digest.hex()} {path}" for path, one in pairs]))
 
 
 def _sign(arguments: argparse.Namespace, host: Host) -> Outcome:

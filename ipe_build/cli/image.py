@@ -18,6 +18,8 @@ from ipe_build.image.filesystem import MAKERS, FilesystemRequest, FilesystemType
 from ipe_build.image.initramfs import CAPABILITIES, VERITY_OPTIONS, Compression, InitramfsRequest, OnFailure, make_initramfs
 from ipe_build.image.rootfs import Entry, PathRule
 from ipe_build.image.slots import SlotRoom
+from ipe_build.image.uki import uki_file
+from ipe_build.kernel.module_order import modules_in_order
 
 if TYPE_CHECKING:
     from ipe_build.host import Host
@@ -87,6 +89,10 @@ def _configure_initramfs(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--on-failure", choices=[str(name) for name in OnFailure], default="panic", help="default: panic")
     parser.add_argument("--recovery", type=Path, metavar="FILE", help="static program for --on-failure recovery")
     parser.add_argument("--module", action="append", default=[], type=Path, metavar="FILE", help="kernel module to load first, in order")
+    parser.add_argument(
+        "--load", action="append", default=[], metavar="NAME", help="kernel module to load first, after all that it needs; wants --modules"
+    )
+    parser.add_argument("--modules", type=Path, metavar="DIR", help="the kernel's lib/modules/RELEASE, for --load")
     parser.add_argument("--wait", type=int, default=10, metavar="SECONDS", help="how long to wait for a partition (default: 10)")
     parser.add_argument("--compression", choices=[str(name) for name in Compression], default="gzip", help="default: gzip")
     parser.add_argument("--compiler", default="gcc", metavar="PROGRAM", help="the C compiler for the device (default: gcc)")
@@ -109,6 +115,9 @@ def _configure_disk(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--slots", action="store_true", help="two slots for A/B updates, this image in the first")
     parser.add_argument("--slot-root-mib", type=int, default=0, metavar="N", help="of a slot's root (default: half more than this one)")
     parser.add_argument("--boot-loader", type=Path, metavar="FILE", help="a boot loader instead of the installed systemd-boot")
+    parser.add_argument(
+        "--uki", type=Path, metavar="FILE", help="instead of a kernel: a unified kernel image, which firmware starts itself"
+    )
     parser.add_argument("--architecture", choices=list(PARTITION_TYPES), default="x86-64", help="default: x86-64")
 
 
@@ -147,7 +156,7 @@ def _initramfs(arguments: argparse.Namespace, host: Host) -> Outcome:
         drop_capabilities=tuple(arguments.drop_capability),
         on_failure=OnFailure(arguments.on_failure),
         recovery=arguments.recovery,
-        modules=tuple(arguments.module),
+        modules=(*arguments.module, *_loaded(arguments, host)),
         extra=tuple(_carried(text, host) for text in arguments.carry),
         compression=Compression(arguments.compression),
         compiler=arguments.compiler,
@@ -155,6 +164,15 @@ def _initramfs(arguments: argparse.Namespace, host: Host) -> Outcome:
     made = make_initramfs(request, arguments.output, host, force=arguments.force)
     value = {"path": str(made.path), "size_bytes": made.size_bytes, "compression": str(made.compression), "entries": made.entries}
     return Outcome(value, f"{made.path}: {made.size_bytes} bytes ({made.compression}), {made.entries} entries")
+
+
+def _loaded(arguments: argparse.Namespace, host: Host) -> tuple[Path, ...]:
+    """Returns the files of the modules that `--load` names, in order. Raises: UsageError, InputError."""
+    if not arguments.load:
+        return ()
+    if arguments.modules is None:
+        raise UsageError("wants the folder with the kernel's modules", where="--load", hint="--modules /lib/modules/RELEASE")
+    return modules_in_order(arguments.load, arguments.modules, arguments.modules.resolve().name, host)
 
 
 def _carried(text: str, host: Host) -> CpioEntry:
@@ -173,6 +191,12 @@ def _disk(arguments: argparse.Namespace, host: Host) -> Outcome:
     entry = None
     if arguments.kernel is not None:
         entry = BootEntry(arguments.name, arguments.name, arguments.kernel, arguments.initramfs, arguments.command_line)
+    if arguments.uki is not None and (entry is not None or arguments.boot_loader is not None):
+        raise UsageError(
+            "a UKI is kernel, initramfs and command line in one, and firmware starts it",
+            where="--uki",
+            hint="leave --kernel and --boot-loader out",
+        )
     request = DiskRequest(
         filesystem=arguments.filesystem,
         hash_area=arguments.hash or Path(f"{arguments.filesystem}.verity"),
@@ -180,9 +204,10 @@ def _disk(arguments: argparse.Namespace, host: Host) -> Outcome:
         signature=_read(arguments.verity_sig) if arguments.verity_sig is not None else None,
         disk_uuid=_uuid(arguments.uuid) or uuid5(NAMESPACE_URL, f"ipe-build:disk:{root_hash.hex()}"),
         entry=entry,
+        files=() if arguments.uki is None else (uki_file(_read(arguments.uki), arguments.architecture),),
         architecture=arguments.architecture,
         esp_bytes=arguments.esp_mib * _MIB,
-        boot_loader=not arguments.no_boot_loader,
+        boot_loader=not arguments.no_boot_loader and arguments.uki is None,
         boot_loader_path=arguments.boot_loader,
         slots=SlotRoom(arguments.slot_root_mib * _MIB) if arguments.slots else None,
     )

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ipe_build.cli import Outcome
-from ipe_build.cli.kernel_seal import configure_compare, configure_seal, run_compare, run_seal
+from ipe_build.cli.kernel_seal import configure_compare, configure_reserve, configure_seal, run_compare, run_reserve, run_seal
 from ipe_build.errors import ExitStatus, InputError
 from ipe_build.formats.dotconfig import parse_dotconfig, render_dotconfig
 from ipe_build.host import Host
@@ -287,6 +287,7 @@ _SUBVERBS: tuple[_SubVerb, ...] = (
     _SubVerb("check", _configure_check, _run_check, "compare a resolved .config with what is needed"),
     _SubVerb("inspect", _configure_inspect, _run_inspect, "print what a kernel binary says about itself: nothing is run"),
     _SubVerb("build", _configure_build, _run_build, "build a kernel with a boot policy and certificates"),
+    _SubVerb("reserve", configure_reserve, run_reserve, "write the boot policy to compile into a kernel that is sealed later"),
     _SubVerb("seal", configure_seal, run_seal, "write the boot policy into a kernel that is built already"),
     _SubVerb("compare", configure_compare, run_compare, "say whether two kernels are the same, and where not"),
 )

@@ -11,8 +11,25 @@ from ipe_build.errors import ExitStatus, InputError
 from ipe_build.host import Host
 from ipe_build.kernel.compare import Comparison, compare_kernels
 from ipe_build.kernel.seal import seal_kernel
+from ipe_build.kernel.slot import DEFAULT_RESERVED, reserved_policy
 from ipe_build.policy.parser import Role
 from ipe_build.policy.render import render
+
+
+def configure_reserve(parser: ArgumentParser) -> None:
+    """Adds the options of `kernel reserve`."""
+    parser.add_argument("--bytes", type=int, default=DEFAULT_RESERVED, metavar="N", help=f"its size (default {DEFAULT_RESERVED})")
+    parser.add_argument("-o", "--output", type=Path, required=True, metavar="FILE", help="for CONFIG_IPE_BOOT_POLICY")
+    parser.add_argument("--force", action="store_true", help="replace FILE")
+
+
+def run_reserve(arguments: Namespace, host: Host) -> Outcome:
+    """Writes the reserved boot policy, for a kernel that something else builds."""
+    policy = reserved_policy(arguments.bytes)
+    with host.output(arguments.output, force=arguments.force) as temporary:
+        temporary.write_bytes(policy)
+    value = {"output": str(arguments.output), "reserved_bytes": len(policy)}
+    return Outcome(value, f"{arguments.output}: {len(policy)} bytes, which deny everything until the kernel is sealed")
 
 
 def configure_seal(parser: ArgumentParser) -> None:

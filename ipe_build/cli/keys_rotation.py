@@ -26,7 +26,13 @@ def configure(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
     joining.add_argument("-o", "--output", type=Path, required=True, metavar="OUT")
     joining.add_argument("--force", action="store_true", help="replace OUT when it exists")
     report = verbs.add_parser("rotation", help="which artefacts still depend on a certificate that is to go")
-    report.add_argument("places", type=Path, nargs="+", metavar="DIR|FILE", help="modules, .p7b, .p7s, .verity-sig, .sig, .evm")
+    report.add_argument(
+        "places",
+        type=Path,
+        nargs="+",
+        metavar="DIR|FILE|IMAGE",
+        help="modules, .p7b, .p7s, .verity-sig, .sig, .evm, EFI programs; a disk or root image with all that is in it",
+    )
     report.add_argument("--old", type=Path, action="append", required=True, metavar="PEM", help="the certificates that are to go")
     report.add_argument("--new", type=Path, action="append", default=[], metavar="PEM", help="those that take their place")
 
@@ -51,11 +57,12 @@ def _key_id(certificate: x509.Certificate) -> bytes:
         return b""
 
 
-def rotation(arguments: argparse.Namespace, _host: Host) -> Outcome:
+def rotation(arguments: argparse.Namespace, host: Host) -> Outcome:
     """Lists every artefact; the exit status is 1 while one depends on an old certificate."""
     old = [item for path in arguments.old for item in load_certificates(path)]
     new = [item for path in arguments.new for item in load_certificates(path)]
-    rows = [(artefact, *_state(artefact, old, new)) for artefact in find_artefacts(arguments.places)]
+    found = [artefact for place in arguments.places for artefact in _signed(place, host)]
+    rows = [(artefact, *_state(artefact, old, new)) for artefact in found]
     value = [
         {
             "path": str(artefact.path),
@@ -70,6 +77,18 @@ def rotation(arguments: argparse.Namespace, _host: Host) -> Outcome:
     lines = [f"{state:7} {artefact.path} ({artefact.kind}, signed by {artefact.signed_by})" for artefact, state, _ in rows]
     lines.append(", ".join(f"{count} {state}" for state, count in sorted(counts.items())) or "nothing signed found")
     return Outcome(value, "\n".join(lines), ExitStatus.FINDING if counts["old"] else ExitStatus.OK)
+
+
+def _signed(place: Path, host: Host) -> tuple[Artefact, ...]:
+    """Returns what is signed in a folder, a file or an image. Raises: InputError when it is none of them."""
+    if not place.exists():
+        raise InputError("does not exist", where=str(place))
+    found = find_artefacts(place)
+    if found or place.is_dir():
+        return found
+    from ipe_build.examine.signed import signed_in_image
+
+    return signed_in_image(place, host)
 
 
 def _state(artefact: Artefact, old: list[x509.Certificate], new: list[x509.Certificate]) -> tuple[str, x509.Certificate | None]:

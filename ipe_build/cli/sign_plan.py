@@ -17,7 +17,7 @@ from ipe_build.kernel.module_compression import unpack
 from ipe_build.kernel.modules import find_modules, sign_modules
 from ipe_build.signing.algorithms import HASHES
 from ipe_build.signing.authenticode import unsigned
-from ipe_build.signing.certificates import ROLES, fingerprint
+from ipe_build.signing.certificates import IMA_ROLE, ROLES, fingerprint
 from ipe_build.signing.efi_image import UEFI_ROLE, sign_image
 from ipe_build.signing.loading import load_certificate, load_certificates
 from ipe_build.signing.plan import AnsweredSigner, Answers, Plan, Request, check_answers, make_request, read_answers, read_plan
@@ -26,7 +26,7 @@ from ipe_build.signing.profiles import PROFILES, sign_payload
 if TYPE_CHECKING:
     from ipe_build.host import Host
 
-_ROLE_NAMES = tuple(role.name for role in (*ROLES, UEFI_ROLE))
+_ROLE_NAMES = tuple(role.name for role in (*ROLES, IMA_ROLE, UEFI_ROLE))
 
 
 class _Item(NamedTuple):
@@ -45,6 +45,9 @@ def configure(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
     making.add_argument("--root-hash", action="append", default=[], metavar="HEX|FILE", help="result: FILE.p7s, or HEX….roothash.p7s")
     making.add_argument("--module", action="append", default=[], type=Path, metavar="DIR|FILE", help="result: the module, signed in place")
     making.add_argument("--fsverity", action="append", default=[], type=Path, metavar="FILE", help="result: FILE.fsverity.p7s")
+    making.add_argument(
+        "--ima", action="append", default=[], type=Path, metavar="DIR|FILE", help="content for IMA; result: FILE.sig, a security.ima value"
+    )
     making.add_argument("--efi", action="append", default=[], metavar="FILE[=OUT]", help="a UKI, say; result: OUT or FILE.signed")
     fsverity_options(making)
     roles = ", ".join(_ROLE_NAMES)
@@ -84,7 +87,9 @@ def plan(arguments: argparse.Namespace, host: Host) -> Outcome:
         )
         requests.append(request)
     if not requests:
-        raise UsageError("names nothing to sign", where="sign plan", hint="give --policy, --root-hash, --module, --fsverity or --efi")
+        raise UsageError(
+            "names nothing to sign", where="sign plan", hint="give --policy, --root-hash, --module, --ima, --efi, …"
+        )
     with host.output(arguments.output, force=arguments.force) as temporary:
         temporary.write_text(Plan(tuple(requests)).to_json(), encoding="utf-8")
     value = {
@@ -106,9 +111,22 @@ def _items(arguments: argparse.Namespace, host: Host) -> Iterator[_Item]:
         yield _Item("fs-verity-builtin", str(path), f"{path}.fsverity.p7s", fsverity_payload(arguments, host, path))
     for path in find_modules(arguments.module):
         yield _Item("module", str(path), str(path), _module_payload(path))
+    for path in _files(arguments.ima):
+        yield _Item("ima-file", str(path), f"{path}.sig", path.read_bytes())
     for text in arguments.efi:
         source, _, output = text.partition("=")
         yield _Item("efi-image", source, output or f"{source}.signed", _efi_payload(Path(source)))
+
+
+def _files(places: list[Path]) -> Iterator[Path]:
+    """Yields files, and the ordinary files below folders, sorted. Raises: InputError."""
+    for place in places:
+        if place.is_dir():
+            yield from (path for path in sorted(place.rglob("*")) if path.is_file() and not path.is_symlink())
+        elif place.is_file():
+            yield place
+        else:
+            raise InputError("is neither a file nor a folder", where=str(place))
 
 
 def _module_payload(path: Path) -> bytes:
@@ -121,7 +139,7 @@ def _efi_payload(path: Path) -> bytes:
     return unsigned(path.read_bytes(), str(path))
 
 
-_READ_AGAIN: dict[str, Callable[[Path], bytes]] = {"module": _module_payload, "efi-image": _efi_payload}
+_READ_AGAIN: dict[str, Callable[[Path], bytes]] = {"module": _module_payload, "efi-image": _efi_payload, "ima-file": Path.read_bytes}
 """The profiles whose payload a plan does not carry, because it is large, and how it is read again."""
 
 
@@ -171,10 +189,11 @@ def _place(rows: list[Request], checked: Answers, certificates: list[x509.Certif
             with host.output(Path(row.output), force=True) as temporary:
                 temporary.write_bytes(made)
             continue
-        if row.payload is None or row.profile == "module":
+        if row.profile == "module":
             modules.setdefault((row.certificate_sha256, row.digest_name), []).append(Path(row.source))
             continue
-        signature = sign_payload(PROFILES[row.profile], row.payload, signers[row.certificate_sha256], row.digest_name)
+        payload = row.payload if row.payload is not None else _READ_AGAIN[row.profile](Path(row.source))
+        signature = sign_payload(PROFILES[row.profile], payload, signers[row.certificate_sha256], row.digest_name)
         with host.output(Path(row.output), force=True) as temporary:
             temporary.write_bytes(signature)
     for (certificate, digest_name), files in modules.items():

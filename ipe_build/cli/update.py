@@ -13,6 +13,7 @@ from ipe_build.image.disk import read_disk
 from ipe_build.image.update import (
     BOOTLOADERS,
     UpdateSettings,
+    device_files,
     make_rauc_bundle,
     make_swupdate_image,
     slot_program,
@@ -37,7 +38,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
     config = actions.add_parser("config", help="write system.conf, ipe-slot, the slot's images, manifest.raucm and sw-description")
     rauc = actions.add_parser("rauc", help="make a RAUC bundle of a disk image's slot")
     swupdate = actions.add_parser("swupdate", help="make a SWUpdate image (.swu) of a disk image's slot")
+    device = actions.add_parser("device", help="put ipe-slot, RAUC's system.conf and SWUpdate's hwrevision into a root filesystem's folder")
     for sub in (config, rauc, swupdate):
+        sub.add_argument("disk", type=Path, metavar="DISK", help="the disk image")
+    for sub in (config, rauc, swupdate, device):
         _slot_options(sub)
     for sub in (rauc, swupdate):
         sub.add_argument("--key", required=True, metavar="URI", help=_KEY_HELP)
@@ -51,12 +55,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
     policy.add_argument("--key", metavar="URI", help=f"signs both: {_KEY_HELP}")
     policy.add_argument("--cert", type=Path, metavar="PEM", help="its certificate")
     policy.add_argument("-o", "--output", type=Path, required=True, metavar="FOLDER", help="in-flight/NAME.pol and final/NAME.pol (.p7b)")
-    for sub in (config, rauc, swupdate, policy):
+    for sub in (config, rauc, swupdate, device, policy):
         sub.add_argument("--force", action="store_true", help="replace what exists")
 
 
 def _slot_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("disk", type=Path, metavar="DISK", help="the disk image")
     parser.add_argument("--compatible", required=True, metavar="WORD", help="what devices the update is for")
     parser.add_argument("--update-version", required=True, metavar="TEXT", help="the update's version")
     parser.add_argument("--bootloader", choices=BOOTLOADERS, default="efi", help="what RAUC switches slots with (default: %(default)s)")
@@ -71,7 +74,7 @@ def _slot_options(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace, host: Host) -> Outcome:
     """Returns the outcome of the sub-verb."""
-    actions = {"config": _config, "rauc": _rauc, "swupdate": _swupdate, "policy": _policy}
+    actions = {"config": _config, "rauc": _rauc, "swupdate": _swupdate, "device": _device, "policy": _policy}
     return actions[arguments.action](arguments, host)
 
 
@@ -102,6 +105,18 @@ def _config(arguments: argparse.Namespace, host: Host) -> Outcome:
         names = sorted(path.name for path in folder.iterdir())
     value = {"folder": str(out), "files": names, "images": [one._asdict() for one in images]}
     return Outcome(value, "\n".join(f"{out}/{name}" for name in names))
+
+
+def _device(arguments: argparse.Namespace, host: Host) -> Outcome:
+    """Runs `update device`."""
+    files = device_files(_settings(arguments))
+    for file in files:
+        place = arguments.output / file.path
+        place.parent.mkdir(parents=True, exist_ok=True)
+        with host.output(place, force=arguments.force) as temporary:
+            temporary.write_text(file.text, encoding="utf-8")
+            temporary.chmod(file.mode)
+    return Outcome([file.path for file in files], "\n".join(f"/{file.path}" for file in files))
 
 
 def _rauc(arguments: argparse.Namespace, host: Host) -> Outcome:

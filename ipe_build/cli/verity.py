@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,6 +11,7 @@ from ipe_build.errors import ExitStatus, InputError, UsageError
 from ipe_build.integrity.verity import FecParameters, VerityParameters, VerityTree
 
 if TYPE_CHECKING:
+    import argparse
     from uuid import UUID
 
     from ipe_build.host import Host

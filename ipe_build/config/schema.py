@@ -100,6 +100,10 @@ class KeysSection:
         "signed by a test key, another one is not.",
         None,
     )
+    secure_boot: KeySection | None = setting(
+        "Signs the unified kernel image ([disk] boot = `uki`) for Secure Boot: an RSA key. Without it, a development build makes one.",
+        None,
+    )
     trusted: tuple[Path, ...] = setting("More certificates (PEM) that the kernel trusts, for instance the next signing keys.", ())
 
 
@@ -121,6 +125,7 @@ class KernelSection:
         "More needs of the fragment table: see `ipe-build kernel fragment --list`.", ("hardening", "probes")
     )
     fragments: tuple[Path, ...] = setting("Configuration fragments of your own, merged after the base and before ours.", ())
+    patches: tuple[Path, ...] = setting("Patches for `source`, in order. Ones that touch security/ipe alone cost no new compilation.", ())
     seal: Seal = setting("With profile = sealed, how the boot policy gets into the kernel: `in-place` or `link`.", Seal.IN_PLACE)
     reserve: int = setting("With seal = in-place: bytes kept for the boot policy in the kernel.", 4096, check=_between(512, 1 << 20))
     image: Path | None = setting("A kernel that is built already (bzImage), instead of `source`.", None)
@@ -258,12 +263,23 @@ class InitramfsSection:
     )
 
 
+class BootBy(StrEnum):
+    """What the EFI system partition holds for the firmware to start."""
+
+    LOADER = "loader"
+    UKI = "uki"
+
+
 @dataclass(frozen=True, slots=True)
 class DiskSection:
     """`[disk]`: see the keys."""
 
     uuid: str | None = setting("GPT disk UUID; derived from [build] name and SOURCE_DATE_EPOCH when left out.", None, check=_UUID)
     esp_mib: int = setting("Size of the EFI system partition in MiB; it grows if its files need more.", 64, check=_between(1, 65536))
+    boot: BootBy = setting(
+        "`loader`: kernel, initramfs and boot entry are files. `uki`: one signed unified kernel image, started by firmware.",
+        BootBy.LOADER,
+    )
     boot_loader: bool = setting("Whether systemd-boot is put into the EFI system partition, so that UEFI firmware boots the disk.", True)
 
 
@@ -311,6 +327,11 @@ class BootSection:
     application: tuple[str, ...] = setting("A program of the root with its arguments, which a probe runs.", ())
     interpreter: tuple[str, ...] = setting("An interpreter of the root, to show what IPE does not cover.", ("/bin/sh",))
     firmware: bool = setting("Also boots the unchanged image from UEFI firmware (OVMF), by the boot loader in it.", False)
+    secure_boot: bool = setting(
+        "With [disk] boot = `uki`: also boots the image under Secure Boot (OVMF) with its certificate enrolled, and unsigned, foreign and "
+        "flipped copies, which firmware must refuse.",
+        False,
+    )
     accelerator: Accelerator = setting("`kvm` is faster where it works; `tcg` emulates and works everywhere.", Accelerator.TCG)
     memory_mib: int = setting("Memory of the virtual machine.", 512, check=_between(64, 1 << 20))
     timeout_s: int = setting("Seconds after which one boot counts as hung.", 120, check=_between(5, 86400))

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
 from ipe_build.errors import FormatError
+from ipe_build.formats.zstd_library import zstd_errors, zstd_library
 
 MAX_KERNEL_BYTES = 512 * 1024 * 1024
 """No kernel is larger unpacked; a stream that is counts as hostile."""
@@ -72,8 +73,6 @@ def unpack_stream(data: bytes | memoryview, row: KernelCompression, max_bytes: i
 
     Of LZ4 and LZO nothing is kept before damage. Nothing is raised: a stream that unpacks to more than `max_bytes` ends there.
     """
-    from backports import zstd
-
     if row.stream is None:
         assert row.blocks is not None
         try:
@@ -83,6 +82,7 @@ def unpack_stream(data: bytes | memoryview, row: KernelCompression, max_bytes: i
     stream, view = row.stream(), memoryview(data)
     out: list[bytes] = []
     total, at, error = 0, 0, ""
+    damage: tuple[type[Exception], ...] = (OSError, EOFError, ValueError, zlib.error, lzma.LZMAError, *zstd_errors())
     try:
         while not stream.eof:
             fed = bytes(view[at : at + _STEP]) if stream.needs_input else b""
@@ -92,7 +92,7 @@ def unpack_stream(data: bytes | memoryview, row: KernelCompression, max_bytes: i
             piece = stream.decompress(fed, _STEP)
             total = _count(total, piece, max_bytes)
             out.append(piece)
-    except (OSError, EOFError, ValueError, zlib.error, lzma.LZMAError, zstd.ZstdError) as problem:
+    except damage as problem:
         error = str(problem)
     return Unpacked(b"".join(out), at - len(stream.unused_data) if stream.eof else at, error)
 
@@ -137,9 +137,9 @@ def _count(total: int, piece: bytes, max_bytes: int) -> int:
 
 
 def _zstd() -> _Stream:
-    from backports import zstd
-
-    return zstd.ZstdDecompressor(options={zstd.DecompressionParameter.window_log_max: _ZSTD_WINDOW_LOG})
+    zstd = zstd_library()
+    stream: _Stream = zstd.ZstdDecompressor(options={zstd.DecompressionParameter.window_log_max: _ZSTD_WINDOW_LOG})
+    return stream
 
 
 def _lz4(data: bytes, max_bytes: int) -> tuple[bytes, int]:

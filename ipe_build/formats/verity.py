@@ -6,8 +6,7 @@ Read with `struct`, not dissect.cstruct, whose import alone takes longer than ha
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from ipe_build.errors import FormatError, InputError
 
@@ -33,8 +32,7 @@ _OFFSETS = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Superblock:
+class Superblock(NamedTuple):
     """What a dm-verity superblock says. `hash_type` 1 is the normal format, 0 the original of Chrome OS.
 
     Source: cryptsetup lib/verity/verity.c (struct verity_sb).

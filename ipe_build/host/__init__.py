@@ -7,17 +7,32 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from ipe_build.host.cache import Cache
 from ipe_build.host.output import check_output_directory, explained, output_directory, output_file
 from ipe_build.host.progress import Progress
-from ipe_build.host.run import Completed, run_tool
-from ipe_build.host.tools import find_tool
+
+if TYPE_CHECKING:
+    from ipe_build.host.cache import Cache
+    from ipe_build.host.run import Completed
 
 __all__ = ["Cache", "Completed", "Host", "Progress"]
+
+
+def __getattr__(name: str) -> object:
+    """Returns what most verbs do not need: it is imported when it is asked for."""
+    if name == "Cache":
+        from ipe_build.host.cache import Cache
+
+        return Cache
+    if name == "Completed":
+        from ipe_build.host.run import Completed
+
+        return Completed
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +45,8 @@ class Host:
     @property
     def cache(self) -> Cache:
         """Returns the user's cache folder (`$IPE_BUILD_CACHE`, else `$XDG_CACHE_HOME/ipe-build`, else `~/.cache/ipe-build`)."""
+        from ipe_build.host.cache import Cache
+
         return Cache.of_environment(self.env)
 
     @property
@@ -56,6 +73,8 @@ class Host:
 
     def tool(self, name: str) -> Path:
         """Returns the absolute path of a program. Raises: ToolMissingError naming the Debian package that has it."""
+        from ipe_build.host.tools import find_tool
+
         return find_tool(name, self.env)
 
     def has_tool(self, name: str) -> bool:
@@ -63,7 +82,7 @@ class Host:
         from ipe_build.errors import ToolMissingError
 
         try:
-            find_tool(name, self.env)
+            self.tool(name)
         except ToolMissingError:
             return False
         return True
@@ -84,6 +103,8 @@ class Host:
 
         Raises: ToolMissingError, ToolFailedError (exit status not in `ok`, or the time ran out).
         """
+        from ipe_build.host.run import run_tool
+
         program = self.tool(str(argv[0]))
         return run_tool(
             [program, *argv[1:]],
@@ -98,15 +119,13 @@ class Host:
             stop_when=stop_when,
         )
 
-    @contextmanager
-    def output(self, path: Path, *, force: bool = False, flush: bool = True) -> Iterator[Path]:
+    def output(self, path: Path, *, force: bool = False, flush: bool = True) -> AbstractContextManager[Path]:
         """Yields a temporary file name beside `path`; renamed to `path` when the block ends well, removed otherwise.
 
         Without `flush` the disk is not waited for: for thousands of small files, whose maker runs again after a power cut.
         Raises: OutputError when `path` exists and `force` is false, the folder is missing, or the disk is full.
         """
-        with output_file(path, force=force, flush=flush) as temporary:
-            yield temporary
+        return output_file(path, force=force, flush=flush)
 
     @contextmanager
     def output_directory(self, path: Path, *, marker: str) -> Iterator[Path]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,19 +13,14 @@ from ipe_build.errors import OutputError
 
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
+_ABSENT = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @contextmanager
 def output_file(path: Path, *, force: bool, flush: bool = True) -> Iterator[Path]:
     """Yields a name beside `path` to write to; see `Host.output`."""
-    if path.is_dir():
-        raise OutputError("wanted a file to write, this is a folder", where=str(path))
-    if path.exists() and not path.is_file():
-        raise OutputError("is a device or another special file, not replaced", where=str(path), hint="write to a file, then copy it")
-    if path.exists() and not force:
-        raise OutputError("exists already and is left as it is", where=str(path), hint="remove it, name another output, or say --force")
-    temporary = _beside(path)
+    temporary = _fresh(path) if _is_replaceable(path, force=force) else _beside(path)
     try:
         with explained(path):
             yield temporary
@@ -33,8 +29,26 @@ def output_file(path: Path, *, force: bool, flush: bool = True) -> Iterator[Path
             os.replace(temporary, path)
             if flush:
                 _flush(path.parent)
-    finally:
+    except BaseException:
         temporary.unlink(missing_ok=True)
+        raise
+
+
+def _is_replaceable(path: Path, *, force: bool) -> bool:
+    """Returns whether there is a file to replace. Raises: OutputError when something is there that must stay."""
+    try:
+        mode = path.stat().st_mode
+    except OSError as error:
+        if error.errno in _ABSENT:
+            return False
+        raise
+    if stat.S_ISDIR(mode):
+        raise OutputError("wanted a file to write, this is a folder", where=str(path))
+    if not stat.S_ISREG(mode):
+        raise OutputError("is a device or another special file, not replaced", where=str(path), hint="write to a file, then copy it")
+    if not force:
+        raise OutputError("exists already and is left as it is", where=str(path), hint="remove it, name another output, or say --force")
+    return True
 
 
 def check_output_directory(path: Path, *, marker: str) -> bool:
@@ -83,7 +97,12 @@ def _beside(path: Path) -> Path:
     """Returns a fresh hidden name in `path`'s folder, so that the rename stays within one filesystem."""
     if not path.parent.is_dir():
         raise OutputError(f"the folder {path.parent} does not exist", where=str(path), hint=f"mkdir -p {path.parent}")
-    return path.parent / f".{path.name}.{os.urandom(4).hex()}.tmp"
+    return _fresh(path)
+
+
+def _fresh(path: Path) -> Path:
+    """Returns a hidden name beside `path` that nobody else uses."""
+    return path.with_name(f".{path.name}.{os.urandom(4).hex()}.tmp")
 
 
 @contextmanager

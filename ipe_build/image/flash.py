@@ -7,18 +7,18 @@ from __future__ import annotations
 
 import hashlib
 import os
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
-from ipe_build.errors import InputError
+from ipe_build.errors import InputError, ToolMissingError
 from ipe_build.formats import android_sparse
 from ipe_build.formats.android_sparse import ChunkType
 from ipe_build.formats.bmap import BLOCK_BYTES, BlockMap, BlockRange
 from ipe_build.formats.gpt import Partition
+from ipe_build.formats.zstd_library import zstd_library
 from ipe_build.image.disk import Disk
 from ipe_build.image.templates import render_file
 from ipe_build.image.used import Area, ReadAt, is_zero, used_areas, within
@@ -123,11 +123,8 @@ def _compress(disk: Disk, read_at: ReadAt, out: Path, level: int, host: Host) ->
     A Python that was built without zstd (Buildroot's for the host) has the program do it.
     """
     try:
-        if sys.version_info >= (3, 14):
-            from compression import zstd
-        else:
-            from backports import zstd
-    except ImportError:
+        zstd = zstd_library()
+    except ToolMissingError:
         host.run(["zstd", "-q", f"-{level}", "--single-thread", "-f", "-o", out, disk.path])
         return
     options: dict[int, int] = {zstd.CompressionParameter.compression_level: level, zstd.CompressionParameter.checksum_flag: 1}

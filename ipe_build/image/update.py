@@ -69,6 +69,14 @@ class SlotImage(NamedTuple):
     sha256: str
 
 
+class DeviceFile(NamedTuple):
+    """A file of the device's root: path without leading slash, text, mode."""
+
+    path: str
+    text: str
+    mode: int
+
+
 def system_conf(settings: UpdateSettings) -> str:
     """Returns RAUC's /etc/rauc/system.conf for the two slots."""
     return render_file("rauc-system.conf.j2", **_values(settings))
@@ -82,6 +90,15 @@ def hardware_file(settings: UpdateSettings) -> str:
 def slot_program() -> str:
     """Returns /usr/lib/ipe/ipe-slot: a POSIX shell script for the device, which needs sfdisk."""
     return render_file("ipe-slot.sh.j2")
+
+
+def device_files(settings: UpdateSettings) -> tuple[DeviceFile, ...]:
+    """Returns the files that the device's root needs for A/B updates."""
+    return (
+        DeviceFile("usr/lib/ipe/ipe-slot", slot_program(), 0o755),
+        DeviceFile("etc/rauc/system.conf", system_conf(settings), 0o644),
+        DeviceFile("etc/hwrevision", hardware_file(settings), 0o644),
+    )
 
 
 def write_update_folder(disk: Disk, settings: UpdateSettings, folder: Path) -> tuple[SlotImage, ...]:

@@ -109,7 +109,7 @@ static PyObject *native_level(PyObject *self, PyObject *args) {
         result = refuse();
     } else if (bitmap_object != Py_None && PyObject_GetBuffer(bitmap_object, &bitmap, PyBUF_WRITABLE)) {
         result = NULL;
-    } else if (level_prepare(&t, &c) || (bitmap.buf && (uint64_t)bitmap.len * 8 < t.blocks)) {
+    } else if (level_prepare(&t, &c, threads) || (bitmap.buf && (uint64_t)bitmap.len * 8 < t.blocks)) {
         result = refuse();
     } else {
         t.bitmap = bitmap.buf;
@@ -158,7 +158,7 @@ static PyObject *native_measure(PyObject *self, PyObject *args) {
     t.paths = names;
     t.records = (uint8_t *)PyBytes_AsString(records);
     memset(t.records, 0, (size_t)count * MEASURE_RECORD);
-    measure_prepare(&t, &c, (uint64_t)count);
+    measure_prepare(&t, &c, (uint64_t)count, threads);
     if (run(&c, threads, progress)) goto out;
     if (c.status) {
         PyErr_SetString(PyExc_MemoryError, "a hashing thread could not be set up");

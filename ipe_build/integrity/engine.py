@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, NamedTuple
@@ -20,8 +19,7 @@ KERNEL_VARIABLE = "IPE_BUILD_HASH_KERNEL"
 """Environment variable that names the implementation to use: `python`, or one of `kernels()`; empty or unset chooses the fastest."""
 
 
-@dataclass(frozen=True, slots=True)
-class BlockHash:
+class BlockHash(NamedTuple):
     """What is hashed for a block: `prefix`, the block (zero-padded to its full size), `suffix`."""
 
     algorithm: HashAlgorithm
@@ -34,8 +32,7 @@ class BlockHash:
         return cls(algorithm, prefix=salt) if hash_type else cls(algorithm, suffix=salt)
 
 
-@dataclass(frozen=True, slots=True)
-class LevelJob:
+class LevelJob(NamedTuple):
     """Blocks to hash, and where their digests lie.
 
     `source` and `target` are open descriptors, read by pread and written by pwrite only. `source_bytes` need not be a multiple of

@@ -6,16 +6,15 @@ import os
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from ipe_build.errors import InputError
 
 _COPY = 1 << 20
 
 
-@dataclass(frozen=True, slots=True)
-class Input:
+class Input(NamedTuple):
     """An open regular file: its descriptor (for pread) and what it was when opened."""
 
     path: Path

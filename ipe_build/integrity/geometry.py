@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from ipe_build.errors import InputError
 from ipe_build.integrity.hashes import HashAlgorithm
@@ -10,16 +10,14 @@ from ipe_build.integrity.hashes import HashAlgorithm
 _MAX_LEVELS = 63
 
 
-@dataclass(frozen=True, slots=True)
-class Level:
+class Level(NamedTuple):
     """One level of hash blocks: the byte offset of its first block from the tree's start, and how many blocks it has."""
 
     offset: int
     blocks: int
 
 
-@dataclass(frozen=True, slots=True)
-class Slots:
+class Slots(NamedTuple):
     """How digests lie in a hash block: `per_block` of them, each in `slot_size` bytes, the block's rest zero."""
 
     block_size: int

@@ -21,8 +21,9 @@ typedef union {
     uint64_t w64[8];
 } chain;
 
-/* Takes `blocks` input blocks of each lane from data[lane] into states[lane]. */
-typedef void (*compress_fn)(chain *states, const uint8_t *const *data, size_t blocks);
+/* Takes `blocks` input blocks of each lane from data[lane] into states[lane]. What lies `ahead` bytes further is fetched into the cache
+ * meanwhile; it need not be memory of ours. */
+typedef void (*compress_fn)(chain *states, const uint8_t *const *data, size_t blocks, size_t ahead);
 
 typedef struct {
     const char *name;
@@ -98,6 +99,7 @@ typedef struct crew {
     void *task;
     size_t scratch_size;
     uint64_t units;
+    unsigned threads;
     _Atomic uint64_t next;
     _Atomic uint64_t done;
     _Atomic int failed;    /* take no more units; those begun are finished, so that the failure at the lowest offset is told */
@@ -109,11 +111,39 @@ typedef struct crew {
     uint64_t offset;
 } crew;
 
-/* Takes the next unit, in ascending order; 0 when there is none or nothing more is to be done. */
+/* Takes up to `most` units that follow each other, in ascending order; returns how many, 0 when there is nothing more to do. */
+uint64_t crew_take(crew *c, uint64_t most, uint64_t *first);
+/* The same for one. */
 int crew_next(crew *c, uint64_t *unit);
 void crew_fail(crew *c, int status, int error, uint64_t offset);
 /* Runs work() in `threads` threads; `tick` (when not NULL) is called by the caller's thread now and then and stops all when not 0. */
 void crew_run(crew *c, unsigned threads, int (*tick)(void *, uint64_t done), void *tick_data);
+
+/* files.c. Both handle all of `size` bytes and return a STATUS_…; *at is then where it failed. */
+int read_all(int file, uint8_t *to, size_t size, uint64_t offset, uint64_t *at, int *error);
+int write_all(int file, const uint8_t *from, size_t size, uint64_t offset, uint64_t *at, int *error);
+
+/* What the filesystem said last: from `from` a hole up to data_from, then data up to data_to. Begin with {1, 0, 0}. */
+typedef struct {
+    uint64_t from, data_from, data_to;
+} extents;
+/* Whether byte `from` of the file lies in a hole (1) or in data (0); *until is where that ends. */
+int extent_at(extents *e, int file, uint64_t from, uint64_t *until);
+
+/* A piece of a file in memory. `data` NULL: it is small or cannot be mapped, and must be read. */
+typedef struct {
+    const uint8_t *data;
+    uint8_t *mapping;
+    size_t mapped;
+} view;
+#define MAP_FROM (64u << 10)
+int view_open(view *v, int file, uint64_t offset, uint64_t size);
+void view_populate(const uint8_t *data, size_t size);
+void view_close(view *v);
+/* Calls work(data), which may touch views: 0, -1 when it fails, 1 when a page of the file could not be had (SIGBUS). */
+int bus_guard(int (*work)(void *), void *data);
+void bus_begin(void);
+void bus_end(void);
 
 typedef struct {
     hasher hash;
@@ -122,11 +152,12 @@ typedef struct {
     uint64_t target_offset;
     size_t hash_block_size, per_block, slot_size;
     uint8_t *bitmap; /* NULL: digests are written; else compared, a bit for each that differs */
-    size_t unit_blocks, chunk_blocks;
+    size_t unit_blocks, run_units, piece_blocks;
+    int maps; /* whether the source is mapped rather than read */
     uint8_t zero_digest[MAX_DIGEST];
 } level_task;
 
-int level_prepare(level_task *task, crew *c);
+int level_prepare(level_task *task, crew *c, unsigned threads);
 
 typedef struct {
     hasher hash;
@@ -136,12 +167,13 @@ typedef struct {
     uint8_t salt[32];
     uint64_t big; /* files of this size or more are left to the caller */
     unsigned log_block_size, algorithm_number;
+    unsigned most_files; /* taken together */
 } measure_task;
 
 /* status (u32: a STATUS_…, or one below), errno (u32), size (u64), root hash and digest (64 bytes each). */
 #define MEASURE_RECORD 144
 enum { MEASURE_OPEN = 16, MEASURE_KIND, MEASURE_CHANGED, MEASURE_BIG };
-int measure_prepare(measure_task *task, crew *c, uint64_t count);
+int measure_prepare(measure_task *task, crew *c, uint64_t count, unsigned threads);
 
 typedef struct {
     int data, hash_area, target;

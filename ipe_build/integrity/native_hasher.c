@@ -35,7 +35,7 @@ static void one_lane(const kernel *k, chain *state, const uint8_t *data, size_t 
     if (!blocks) return;
     if (k->one) {
         const uint8_t *const lane[1] = {data};
-        k->one(state, lane, blocks);
+        k->one(state, lane, blocks, 0);
         return;
     }
     chain states[MAX_LANES];
@@ -44,7 +44,7 @@ static void one_lane(const kernel *k, chain *state, const uint8_t *data, size_t 
         states[l] = *state;
         lanes[l] = data;
     }
-    k->many(states, lanes, blocks);
+    k->many(states, lanes, blocks, 0);
     *state = states[0];
 }
 
@@ -92,7 +92,7 @@ static uint64_t race(const kernel *k) {
     for (int run = 0; run < RACE_RUNS; run++) {
         struct timespec from, to;
         clock_gettime(CLOCK_MONOTONIC, &from);
-        k->many(states, lanes, RACE_BLOCKS);
+        k->many(states, lanes, RACE_BLOCKS, 0);
         clock_gettime(CLOCK_MONOTONIC, &to);
         uint64_t took = (uint64_t)(to.tv_sec - from.tv_sec) * 1000000000u + (uint64_t)(to.tv_nsec - from.tv_nsec);
         if (took < best) best = took;
@@ -164,6 +164,8 @@ void hasher_thread_end(const hasher *h, hasher_thread *t) {
     if (!h->kernel) openssl_thread_end(t);
 }
 
+#define PREFETCH_UP_TO 8192
+
 /* Hashes `lanes` blocks at once. The prefix's rest moves the data off the input blocks' borders: head and tail are put together
  * in scratch space, what lies between is taken from where it is. */
 static void lanes_at_once(const hasher *h, compress_fn compress, unsigned lanes, const uint8_t *const *blocks, uint8_t *const *outs) {
@@ -183,9 +185,10 @@ static void lanes_at_once(const hasher *h, compress_fn compress, unsigned lanes,
         memcpy(tails[l], blocks[l] + h->block_size - h->head_size, h->head_size);
         tail_at[l] = tails[l];
     }
-    if (h->head_size) compress(states, head_at, 1);
-    compress(states, at, (h->block_size - from_data) / h->input_block);
-    compress(states, tail_at, h->tail_size / h->input_block);
+    if (h->head_size) compress(states, head_at, 1, 0);
+    /* The lanes' next blocks follow these in memory, as a rule; large blocks the processor itself reads ahead. */
+    compress(states, at, (h->block_size - from_data) / h->input_block, h->block_size <= PREFETCH_UP_TO ? lanes * h->block_size : 0);
+    compress(states, tail_at, h->tail_size / h->input_block, 0);
     for (unsigned l = 0; l < lanes; l++) put_digest(h, &states[l], outs[l]);
 }
 

@@ -66,7 +66,7 @@ static inline SHA_NI void ni_store(chain *state, __m128i abef, __m128i cdgh) {
     }
 
 #define NI_COMPRESS(NAME, LANES)                                                                                             \
-    static SHA_NI void NAME(chain *states, const uint8_t *const *data, size_t blocks) {                                      \
+    static SHA_NI void NAME(chain *states, const uint8_t *const *data, size_t blocks, size_t ahead) {                                      \
         const __m128i swap = _mm_set_epi64x(0x0c0d0e0f08090a0bULL, 0x0405060700010203ULL);                                   \
         __m128i abef[LANES], cdgh[LANES], m[LANES][4];                                                                       \
         const uint8_t *p[LANES];                                                                                             \
@@ -80,6 +80,7 @@ static inline SHA_NI void ni_store(chain *state, __m128i abef, __m128i cdgh) {
                 old_abef[l] = abef[l];                                                                                       \
                 old_cdgh[l] = cdgh[l];                                                                                       \
             }                                                                                                                \
+            for (int l = 0; l < (LANES); l++) _mm_prefetch((const char *)p[l] + ahead, _MM_HINT_T1);                                 \
             NI_ROUNDS(LANES, 0) NI_ROUNDS(LANES, 1) NI_ROUNDS(LANES, 2) NI_ROUNDS(LANES, 3)                                  \
             NI_ROUNDS(LANES, 4) NI_ROUNDS(LANES, 5) NI_ROUNDS(LANES, 6) NI_ROUNDS(LANES, 7)                                  \
             NI_ROUNDS(LANES, 8) NI_ROUNDS(LANES, 9) NI_ROUNDS(LANES, 10) NI_ROUNDS(LANES, 11)                                \
@@ -121,7 +122,7 @@ static inline AVX2 void avx2_transpose(__m256i r[8]) {
     }
 }
 
-static AVX2 void avx2_compress_8(chain *states, const uint8_t *const *data, size_t blocks) {
+static AVX2 void avx2_compress_8(chain *states, const uint8_t *const *data, size_t blocks, size_t ahead) {
     const __m256i swap = _mm256_broadcastsi128_si256(_mm_set_epi64x(0x0c0d0e0f08090a0bULL, 0x0405060700010203ULL));
     __m256i s[8], w[16];
     for (int i = 0; i < 8; i++) s[i] = _mm256_loadu_si256((const __m256i *)states[i].w32);
@@ -129,8 +130,11 @@ static AVX2 void avx2_compress_8(chain *states, const uint8_t *const *data, size
     for (size_t b = 0; b < blocks; b++) {
         for (int half = 0; half < 2; half++) {
             __m256i *row = w + 8 * half;
-            for (int i = 0; i < 8; i++)
-                row[i] = _mm256_shuffle_epi8(_mm256_loadu_si256((const __m256i *)(data[i] + 64 * b + 32 * half)), swap);
+            for (int i = 0; i < 8; i++) {
+                const uint8_t *at = data[i] + 64 * b + 32 * half;
+                row[i] = _mm256_shuffle_epi8(_mm256_loadu_si256((const __m256i *)at), swap);
+                if (!half) _mm_prefetch((const char *)at + ahead, _MM_HINT_T1);
+            }
             avx2_transpose(row);
         }
         __m256i v[8];
@@ -184,7 +188,7 @@ static inline AVX512 void avx512_transpose(__m512i r[8]) {
     }
 }
 
-static AVX512 void avx512_compress_8(chain *states, const uint8_t *const *data, size_t blocks) {
+static AVX512 void avx512_compress_8(chain *states, const uint8_t *const *data, size_t blocks, size_t ahead) {
     const __m512i swap = _mm512_broadcast_i32x4(_mm_set_epi64x(0x08090a0b0c0d0e0fULL, 0x0001020304050607ULL));
     __m512i s[8], w[16];
     for (int i = 0; i < 8; i++) s[i] = _mm512_loadu_si512(states[i].w64);
@@ -192,7 +196,11 @@ static AVX512 void avx512_compress_8(chain *states, const uint8_t *const *data, 
     for (size_t b = 0; b < blocks; b++) {
         for (int half = 0; half < 2; half++) {
             __m512i *row = w + 8 * half;
-            for (int i = 0; i < 8; i++) row[i] = _mm512_shuffle_epi8(_mm512_loadu_si512(data[i] + 128 * b + 64 * half), swap);
+            for (int i = 0; i < 8; i++) {
+                const uint8_t *at = data[i] + 128 * b + 64 * half;
+                row[i] = _mm512_shuffle_epi8(_mm512_loadu_si512(at), swap);
+                _mm_prefetch((const char *)at + ahead, _MM_HINT_T1);
+            }
             avx512_transpose(row);
         }
         __m512i v[8];
@@ -250,7 +258,7 @@ static inline AVX512 void avx512_transpose_16(__m512i r[16]) {
 
 #define XOR3D(a, b, c) _mm512_ternarylogic_epi32(a, b, c, 0x96)
 
-static AVX512 void avx512_compress_16(chain *states, const uint8_t *const *data, size_t blocks) {
+static AVX512 void avx512_compress_16(chain *states, const uint8_t *const *data, size_t blocks, size_t ahead) {
     const __m512i swap = _mm512_broadcast_i32x4(_mm_set_epi64x(0x0c0d0e0f08090a0bULL, 0x0405060700010203ULL));
     uint32_t turned[8][16] __attribute__((aligned(64)));
     __m512i s[8], w[16];
@@ -258,7 +266,10 @@ static AVX512 void avx512_compress_16(chain *states, const uint8_t *const *data,
         for (int i = 0; i < 8; i++) turned[i][l] = states[l].w32[i];
     for (int i = 0; i < 8; i++) s[i] = _mm512_load_si512(turned[i]);
     for (size_t b = 0; b < blocks; b++) {
-        for (int l = 0; l < 16; l++) w[l] = _mm512_shuffle_epi8(_mm512_loadu_si512(data[l] + 64 * b), swap);
+        for (int l = 0; l < 16; l++) {
+            w[l] = _mm512_shuffle_epi8(_mm512_loadu_si512(data[l] + 64 * b), swap);
+            _mm_prefetch((const char *)data[l] + 64 * b + ahead, _MM_HINT_T1);
+        }
         avx512_transpose_16(w);
         __m512i v[8];
         memcpy(v, s, sizeof v);
@@ -328,7 +339,7 @@ const size_t kernel_count = sizeof kernels / sizeof *kernels;
 #endif
 
 #define CE_COMPRESS(NAME, LANES)                                                                                             \
-    static CE void NAME(chain *states, const uint8_t *const *data, size_t blocks) {                                          \
+    static CE void NAME(chain *states, const uint8_t *const *data, size_t blocks, size_t ahead) {                                          \
         uint32x4_t abcd[LANES], efgh[LANES], m[LANES][4];                                                                    \
         for (int l = 0; l < (LANES); l++) {                                                                                  \
             abcd[l] = vld1q_u32(states[l].w32);                                                                              \
@@ -339,6 +350,7 @@ const size_t kernel_count = sizeof kernels / sizeof *kernels;
             for (int l = 0; l < (LANES); l++) {                                                                              \
                 old_abcd[l] = abcd[l];                                                                                       \
                 old_efgh[l] = efgh[l];                                                                                       \
+                __builtin_prefetch(data[l] + 64 * b + ahead);                                                                \
                 for (int i = 0; i < 4; i++)                                                                                  \
                     m[l][i] = vreinterpretq_u32_u8(vrev32q_u8(vld1q_u8(data[l] + 64 * b + 16 * i)));                         \
             }                                                                                                                \

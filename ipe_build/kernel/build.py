@@ -20,6 +20,7 @@ from ipe_build.formats.dotconfig import DotConfig, line_of, parse_dotconfig, quo
 from ipe_build.kernel.check import compare, explain, require
 from ipe_build.kernel.fragment import BOOT_POLICY, REVOKED_KEYS, TRUSTED_KEYS, Conflict, merge, overlay
 from ipe_build.kernel.make import Make
+from ipe_build.kernel.patches import are_late, patched_tree
 from ipe_build.kernel.profiles import KernelRequest
 from ipe_build.kernel.source import SourceTree, cache_key, source_tree
 from ipe_build.kernel.trust import KernelTrust, certificate_bundle, check_trust
@@ -33,6 +34,8 @@ _LINK_SCHEME = "3"
 _TRUST_FOLDER = "ipe-build"
 """Below the build tree, so that the paths in the configuration are the same wherever it is: make runs there."""
 _FILES = ((BOOT_POLICY, "boot-policy"), (TRUSTED_KEYS, "certificates.pem"), (REVOKED_KEYS, "revoked.pem"))
+_COMPRESSIONS = {name: f"KERNEL_{name.upper()}" for name in ("gzip", "bzip2", "lzma", "xz", "lzo", "lz4", "zstd")}
+"""Kconfig's choice of how the image is packed. Source: init/Kconfig, "Kernel compression mode"."""
 _CONFIG = "kernel.config"
 _BUILT_AT = "built-at"
 _KEPT_S = 86400
@@ -73,12 +76,17 @@ def build_kernel(request: KernelRequest, trust: KernelTrust, host: Host) -> Kern
     """
     for tool in ("make", "gcc", "ld", "bc", "bison", "flex"):
         host.tool(tool)
-    tree = source_tree(request.source, host)
+    tree = linked_tree = source_tree(request.source, host)
     check_trust(trust, tree.version)
+    if request.patches:
+        linked_tree = patched_tree(tree, request.patches, host)
+        tree = tree if are_late(request.patches) else linked_tree
     config, _ = resolve_config(request, tree, host)
     base = _base(request, tree, config, host)
-    key = cache_key(_LINK_SCHEME, base.key, trust.digest(), str(host.source_date_epoch))
-    folder = host.cache.entry("kernel", key, lambda place: _link(request, tree, base, trust, place, host))
+    late = [f"compression {request.compression}"] if request.compression else []
+    late += [f"source {linked_tree.digest}"] if linked_tree != tree else []
+    key = cache_key(_LINK_SCHEME, base.key, trust.digest(), str(host.source_date_epoch), *late)
+    folder = host.cache.entry("kernel", key, lambda place: _link(request, (tree, linked_tree), base, trust, place, host))
     _forget_old(folder, _KEPT_LINKS)
     _forget_old(base.folder, _KEPT_BASES)
     modules = base.folder / "modules" / "lib" / "modules" / base.release
@@ -162,20 +170,31 @@ def _compiler_cache(host: Host) -> dict[str, str]:
     return {"PATH": f"{_CCACHE}:{host.env.get('PATH', '')}", "CCACHE_DIR": str(host.cache.root / "ccache"), "CCACHE_MAXSIZE": "2G"}
 
 
-def _link(request: KernelRequest, tree: SourceTree, base: _Base, trust: KernelTrust, folder: Path, host: Host) -> None:
-    """Fills `folder` with the image, vmlinux, System.map and configuration that have this trust linked in."""
-    make = _make(request, tree, folder / "build", folder / "make.log", host.source_date_epoch)
+def _link(request: KernelRequest, trees: tuple[SourceTree, SourceTree], base: _Base, trust: KernelTrust, folder: Path, host: Host) -> None:
+    """Fills `folder` with the image, vmlinux, System.map and configuration that have this trust linked in.
+
+    `trees` are the source that the base was compiled of, and the one to link with: the same, or with late patches applied.
+    """
+    make = _make(request, trees[1], folder / "build", folder / "make.log", host.source_date_epoch)
     with host.progress.step("kernel: link the boot policy and certificates in"):
         shutil.copytree(base.folder / "build", make.output, symlinks=True, ignore=shutil.ignore_patterns(*_MADE_ANEW))
         _move_paths(make.output, (base.folder / _BUILT_AT).read_text("utf-8"))
+        if trees[0] != trees[1]:
+            _move_source(make.output, trees[0].folder, trees[1].folder)
         paths = _write_trust(make.output / _TRUST_FOLDER, trust)
         target = make.output / ".config"
         _set_strings(target, paths)
+        if request.compression:
+            _set_compression(target, request.compression)
         make.run([request.board.target], host, jobs=host.jobs)
         wanted = request.fragment(
             boot_policy=paths[BOOT_POLICY], trusted_keys=paths[TRUSTED_KEYS], revoked_keys=paths[REVOKED_KEYS] if trust.revoked else None
         )
-        require(compare(wanted, _read_config(target)), where="kernel configuration")
+        different = compare(wanted, _read_config(target))
+        require(
+            tuple(row for row in different if not (request.compression and row.symbol in _COMPRESSIONS.values())),
+            where="kernel configuration",
+        )
     shutil.copyfile(target, folder / _CONFIG)
     for name in (request.board.image, "vmlinux", "System.map"):
         shutil.copyfile(make.output / name, folder / Path(name).name)
@@ -231,6 +250,18 @@ def _set_strings(config: Path, texts: Mapping[str, str]) -> None:
     config.write_text("\n".join(lines), "utf-8")
 
 
+def _set_compression(config: Path, name: str) -> None:
+    """Sets the choice of how the image is packed. Raises: InputError for a name that Kconfig has not."""
+    if name not in _COMPRESSIONS:
+        raise InputError(f"no kernel compression is called {name!r}", where="kernel compression", hint=f"known: {', '.join(_COMPRESSIONS)}")
+    lines = config.read_text("utf-8").split("\n")
+    for number, line in enumerate(lines):
+        for other, symbol in _COMPRESSIONS.items():
+            if line in (f"CONFIG_{symbol}=y", f"# CONFIG_{symbol} is not set"):
+                lines[number] = line_of(symbol, "y" if other == name else "n")
+    config.write_text("\n".join(lines), "utf-8")
+
+
 def _move_paths(output: Path, built_at: str) -> None:
     """Writes the copy's own path for the original's into make's records of commands.
 
@@ -242,6 +273,18 @@ def _move_paths(output: Path, built_at: str) -> None:
         text = record.read_bytes()
         if old in text:
             record.write_bytes(text.replace(old, new))
+
+
+def _move_source(output: Path, old: Path, new: Path) -> None:
+    """Writes another source tree's path into make's records of commands and dependencies, so that only what differs is made anew."""
+    before, after = f"{old}/".encode(), f"{new}/".encode()
+    for pattern in (".*.cmd", ".*.d", "*.cmd"):
+        for record in output.rglob(pattern):
+            text = record.read_bytes()
+            if before in text:
+                times = record.stat()
+                record.write_bytes(text.replace(before, after))
+                os.utime(record, ns=(times.st_atime_ns, times.st_mtime_ns))
 
 
 def _make(request: KernelRequest, tree: SourceTree, output: Path, log: Path, epoch: int) -> Make:

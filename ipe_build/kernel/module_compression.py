@@ -8,18 +8,13 @@ Source: scripts/Makefile.modinst, kernel/module/decompress.c.
 from __future__ import annotations
 
 import lzma
-import sys
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from ipe_build.errors import FormatError, InputError
-
-if sys.version_info >= (3, 14):
-    from compression import zstd
-else:
-    from backports import zstd
+from ipe_build.formats.zstd_library import zstd_errors, zstd_library
 
 _ELF = b"\x7fELF"
 
@@ -63,11 +58,16 @@ def _unxz(data: bytes) -> bytes:
 
 def _zstd(data: bytes) -> bytes:
     """Returns one zstd frame with content size and checksum, level 3, as `zstd -q` makes it."""
-    return zstd.compress(data, options={zstd.CompressionParameter.compression_level: 3, zstd.CompressionParameter.checksum_flag: 1})
+    zstd = zstd_library()
+    packed: bytes = zstd.compress(
+        data, options={zstd.CompressionParameter.compression_level: 3, zstd.CompressionParameter.checksum_flag: 1}
+    )
+    return packed
 
 
 def _unzstd(data: bytes) -> bytes:
-    return zstd.decompress(data)
+    unpacked: bytes = zstd_library().decompress(data)
+    return unpacked
 
 
 def _as_it_is(data: bytes) -> bytes:
@@ -108,9 +108,10 @@ def unpack(data: bytes, where: str) -> tuple[bytes, Compression]:
         raise FormatError(
             f"wanted a kernel module (ELF, plain or {kinds}), got bytes {data[:6].hex() or 'none'}", where=f"{where}: offset 0x0"
         )
+    damage: tuple[type[Exception], ...] = (zlib.error, lzma.LZMAError, EOFError, MemoryError, *zstd_errors())
     try:
         unpacked = row.decompress(data)
-    except (zlib.error, lzma.LZMAError, zstd.ZstdError, EOFError, MemoryError) as error:
+    except damage as error:
         raise FormatError(f"cannot be decompressed as {row.name}: {error}", where=where) from error
     if not unpacked.startswith(_ELF):
         raise FormatError(f"wanted an ELF file inside, got bytes {unpacked[:6].hex() or 'none'}", where=where)

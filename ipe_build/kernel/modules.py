@@ -6,6 +6,7 @@ Source: scripts/sign-file.c, kernel/module/signing.c (module_sig_check), kernel/
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import io
 import multiprocessing
@@ -51,11 +52,16 @@ _PROFILE = PROFILES["module"]
 
 @dataclass(frozen=True, slots=True)
 class SignedModule:
-    """A module that was signed: where it was, where it is now, SHA-256 of the file as it is now."""
+    """A module that was signed: where it was and where it is now."""
 
     source: Path
     path: Path
-    sha256: bytes
+
+    @property
+    def sha256(self) -> bytes:
+        """Returns SHA-256 of the file as it is now. Raises: OSError."""
+        with self.path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").digest()
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,29 +156,33 @@ class _Work:
         stem = target.name[: target.name.rindex(".ko")] if ".ko" in target.name else target.name
         return target.with_name(f"{stem}.ko{self.compression.suffix}")
 
-    def try_sign(self, source: Path) -> SignedModule | None:
-        """Signs one module, or returns None when its signature is still to come; the request for it is then written down."""
+    def try_sign(self, source: Path) -> bool:
+        """Signs one module; False when its signature is still to come: the request for it is then written down."""
         try:
-            return self.sign(source)
+            self.sign(source)
         except SignaturePendingError:
-            return None
+            return False
+        return True
 
-    def sign(self, source: Path) -> SignedModule:
+    def sign(self, source: Path) -> None:
         """Signs one module. The file that was there is replaced whole, or left as it is; its permissions are kept."""
-        data = sign_module(source.read_bytes(), self.signer, self.digest_name, self.compression, str(source), self.kernel)
+        with source.open("rb", buffering=0) as file:
+            mode, data = os.fstat(file.fileno()).st_mode, file.read()
+        signed = sign_module(data, self.signer, self.digest_name, self.compression, str(source), self.kernel)
         target = self.target(source)
         if self.out is not None:
             target.parent.mkdir(parents=True, exist_ok=True)
-        with self.host.output(target, force=True, flush=False) as temporary:
-            temporary.write_bytes(data)
-            temporary.chmod(source.stat().st_mode & 0o777)
+        with self.host.output(target, force=True, flush=False) as temporary, temporary.open("xb", buffering=0) as file:
+            os.fchmod(file.fileno(), mode & 0o777)
+            left = memoryview(signed)
+            while left:
+                left = left[file.write(left) :]
         if self.out is None and target != source:
             source.unlink()
-        return SignedModule(source, target, hashlib.sha256(data).digest())
 
 
-_inherited: list[_Work] = []
-"""The current work, set just before the workers are forked: a loaded key cannot be sent to another process, only inherited."""
+_inherited: list[tuple[_Work, Sequence[Path]]] = []
+"""The current work and its files, set just before the workers are forked: a loaded key cannot be sent to them, only inherited."""
 
 
 def sign_modules(
@@ -195,50 +205,53 @@ def sign_modules(
     Raises: FormatError, InputError, SigningKeyError, OutputError, ToolFailedError; SignaturePendingError when all were asked for.
     """
     work = _Work(signer, host, digest_name, find_compression(compression) if compression else None, out, root, target)
-    _check_targets(files, work)
-    total, started = sum(path.stat().st_size for path in files), time.monotonic()
+    targets = _targets(files, work)
+    sizes, started = [path.stat().st_size for path in files], time.monotonic()
+    total, done = sum(sizes), 0
     workers = min(jobs or host.jobs, -(-len(files) // _CHUNK)) if signer.survives_fork else 1
-    done = 0
-    results: dict[Path, SignedModule] = {}
+    waiting = 0
     with host.progress.step(f"sign {len(files)} modules"):
-        for batch in _in_process(files, work) if workers <= 1 else _in_workers(files, work, workers):
-            for module in filter(None, batch):
-                results[module.source] = module
-                done += module.path.stat().st_size
-            host.progress.amount(min(done, total), total, started)
-    if len(results) < len(files):
-        message = f"{len(files) - len(results)} of {len(files)} modules wait for signatures from elsewhere"
+        for start, batch in _in_process(files, work) if workers <= 1 else _in_workers(files, work, workers):
+            waiting += batch.count(False)
+            done += sum(sizes[start : start + len(batch)])
+            host.progress.amount(done, total, started)
+    if waiting:
+        message = f"{waiting} of {len(files)} modules wait for signatures from elsewhere"
         raise SignaturePendingError(message, where="modules", hint="answer the requests, then run this again")
-    return tuple(results[path] for path in files)
+    return tuple(map(SignedModule, files, targets))
 
 
-def _check_targets(files: Sequence[Path], work: _Work) -> None:
-    """Refuses two modules that would be written to one file."""
-    targets: dict[Path, Path] = {}
-    for source in files:
-        other = targets.setdefault(work.target(source), source)
-        if other != source:
+def _targets(files: Sequence[Path], work: _Work) -> list[Path]:
+    """Returns where each signed module goes. Raises: InputError when two would be written to one file."""
+    targets = [work.target(source) for source in files]
+    first: dict[Path, Path] = {}
+    for source, target in zip(files, targets, strict=True):
+        other = first.setdefault(target, source)
+        if other is not source:
             raise InputError(f"would be written to the same file as {other}", where=str(source))
+    return targets
 
 
-def _in_process(files: Sequence[Path], work: _Work) -> Iterator[list[SignedModule | None]]:
-    """Yields the signed modules one by one."""
-    for path in files:
-        yield [work.try_sign(path)]
+def _in_process(files: Sequence[Path], work: _Work) -> Iterator[tuple[int, list[bool]]]:
+    """Yields the number of each module, one by one, and whether it was signed (or its signature is still to come)."""
+    for number, path in enumerate(files):
+        yield number, [work.try_sign(path)]
 
 
-def _in_workers(files: Sequence[Path], work: _Work, workers: int) -> Iterator[list[SignedModule | None]]:
-    """Yields signed modules, a chunk at a time, from forked workers. Raises: ToolFailedError when a worker is killed."""
-    _inherited.append(work)
+def _in_workers(files: Sequence[Path], work: _Work, workers: int) -> Iterator[tuple[int, list[bool]]]:
+    """Yields the same from forked workers, a chunk at a time, as they come. Raises: ToolFailedError when a worker is killed."""
+    _inherited.append((work, files))
+    gc.freeze()  # what workers inherit is shared with them as long as nobody writes to it
     pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("fork"), initializer=_leave_signals_to_parent)
     try:
-        chunks = [pool.submit(_sign_chunk, files[start : start + _CHUNK]) for start in range(0, len(files), _CHUNK)]
+        chunks = {pool.submit(_sign_chunk, start): start for start in range(0, len(files), _CHUNK)}
         for chunk in as_completed(chunks):
-            yield chunk.result()
+            yield chunks[chunk], chunk.result()
     except BrokenProcessPool as error:
         raise ToolFailedError("a signing worker was killed", hint="was there enough memory? run it again: signing continues") from error
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+        gc.unfreeze()
         _inherited.pop()
 
 
@@ -248,9 +261,10 @@ def _leave_signals_to_parent() -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
-def _sign_chunk(files: Sequence[Path]) -> list[SignedModule | None]:
-    """Signs some modules in a worker."""
-    return [_inherited[-1].try_sign(path) for path in files]
+def _sign_chunk(start: int) -> list[bool]:
+    """Signs the modules of the chunk that begins with number `start`, in a worker."""
+    work, files = _inherited[-1]
+    return [work.try_sign(path) for path in files[start : start + _CHUNK]]
 
 
 def read_module(path: Path) -> ModuleFacts:

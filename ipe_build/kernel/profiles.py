@@ -75,7 +75,12 @@ MODULE_COMPRESSIONS: Mapping[str, Need | None] = MappingProxyType(
 
 @dataclass(frozen=True, slots=True)
 class KernelRequest:
-    """A kernel to build: all but its trust. `base` is a make target (`tinyconfig`, `defconfig`, …) or `file:PATH`."""
+    """A kernel to build: all but its trust. `base` is a make target (`tinyconfig`, `defconfig`, …) or `file:PATH`.
+
+    `compression` is how the image is packed (a name of `kernel.repack.PACKERS`), whatever the board's row says; it is chosen when the
+    kernel is linked, so that another one costs no new compilation. `patches` are applied to the source, in order; those that touch
+    security/ipe alone at the link as well.
+    """
 
     source: Path
     board: Board
@@ -84,6 +89,8 @@ class KernelRequest:
     base: str = "tinyconfig"
     fragments: tuple[Path, ...] = ()
     cross_compile: str = ""
+    compression: str = ""
+    patches: tuple[Path, ...] = ()
 
     def fragment(self, *, boot_policy: str | None = None, trusted_keys: str | None = None, revoked_keys: str | None = None) -> Fragment:
         """Returns what the configuration must hold; the paths are as in `fragment.fragment`."""
@@ -100,6 +107,7 @@ def kernel_request(
     module_compression: str = "none",
     base: str = "tinyconfig",
     fragments: tuple[Path, ...] = (),
+    patches: tuple[Path, ...] = (),
 ) -> KernelRequest:
     """Returns the request for a board: what every image needs, the board's needs, the named features and what they bring.
 
@@ -126,6 +134,7 @@ def kernel_request(
         properties=tuple(sorted(names)),
         base=base,
         fragments=fragments,
+        patches=patches,
     )
 
 

@@ -1,27 +1,31 @@
 """Which artefacts still depend on a certificate that is to be replaced: read from the artefacts, nothing is verified.
 
-Reads modules, policies and detached signatures (CMS), root-verity-sig JSON, IMA and EVM values.
+Reads modules, policies and detached signatures (CMS), root-verity-sig JSON, EFI programs, IMA and EVM values. What lies inside of an
+image is handed in as its files' names and bytes.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from ipe_build.errors import InputError
 from ipe_build.formats.cms import SignerIdentity, decode_signed_data, signer_identity
 from ipe_build.formats.ima_signature import parse_ima_signature
+from ipe_build.formats.ima_xattr import parse_integrity_xattr
 from ipe_build.formats.module_signature import split_signature
+from ipe_build.formats.pe import is_pe, parse_pe
 from ipe_build.formats.verity_sig import parse_verity_signature
 from ipe_build.kernel.module_compression import is_module, unpack
 from ipe_build.signing.verify import describe_signer
 
 _LARGEST_SIGNATURE_FILE = 1 << 20
+_PKCS7 = 2
+"""WIN_CERT_TYPE_PKCS_SIGNED_DATA."""
 _CMS = b"\x06\x09\x2a\x86\x48\x86\xf7\x0d\x01\x07\x02"
 
 
@@ -39,21 +43,13 @@ class Artefact:
         return describe_signer(self.signer) if self.signer is not None else "nobody"
 
 
-def find_artefacts(places: Iterable[Path]) -> tuple[Artefact, ...]:
-    """Returns the signed files among files and below folders, in sorted order; files that are nothing signed are left out of folders.
+def find_artefacts(place: Path) -> tuple[Artefact, ...]:
+    """Returns what a file is, or the signed files below a folder in sorted order; nothing for a file that is nothing signed.
 
-    Raises: InputError for a named file that is nothing signed, FormatError for one that is damaged.
+    Raises: FormatError for one that is damaged.
     """
-    found: list[Artefact] = []
-    for place in places:
-        if place.is_dir():
-            found.extend(artefact for path in sorted(_files(place)) if (artefact := read_artefact(path)) is not None)
-            continue
-        artefact = read_artefact(place)
-        if artefact is None:
-            raise InputError("is nothing signed that we know", where=str(place), hint="modules, .p7b, .p7s, .verity-sig, .sig, .evm")
-        found.append(artefact)
-    return tuple(found)
+    paths = sorted(_files(place)) if place.is_dir() else [place]
+    return tuple(artefact for path in paths if (artefact := read_artefact(path)) is not None)
 
 
 def _files(folder: Path) -> Iterator[Path]:
@@ -64,12 +60,25 @@ def _files(folder: Path) -> Iterator[Path]:
 
 def read_artefact(path: Path) -> Artefact | None:
     """Returns what a file says of its signer, None when it is nothing signed. Raises: FormatError when it is damaged."""
+    if may_be_signed(path, path.stat().st_size):
+        return artefact_of(path, path.read_bytes())
+    return None
+
+
+def may_be_signed(path: Path, size_bytes: int) -> bool:
+    """Returns whether a file of this name and size is worth reading."""
+    return size_bytes <= _LARGEST_SIGNATURE_FILE or is_module(path) or path.suffix.lower() == ".efi"
+
+
+def artefact_of(path: Path, data: bytes) -> Artefact | None:
+    """Returns what the content of a file says of its signer, None when it is nothing signed. Raises: FormatError when it is damaged."""
     if is_module(path):
-        signature = split_signature(unpack(path.read_bytes(), str(path))[0], str(path)).signature
+        signature = split_signature(unpack(data, str(path))[0], str(path)).signature
         return Artefact(path, "module", _cms_signer(signature, path) if signature is not None else None)
-    if path.stat().st_size > _LARGEST_SIGNATURE_FILE:
-        return None
-    data = path.read_bytes()
+    if path.suffix.lower() == ".efi" and is_pe(data):
+        image = parse_pe(data, str(path))
+        found = next((one.content for one in image.certificates if one.type == _PKCS7), None)
+        return Artefact(path, "EFI program", _cms_signer(_without_padding(found), path) if found is not None else None)
     if data[:1] == b"\x30" and _CMS in data[:32]:
         return Artefact(path, "CMS signature", _cms_signer(data, path))
     if data[:1] == b"{" and b'"signature"' in data and b'"rootHash"' in data:
@@ -77,6 +86,19 @@ def read_artefact(path: Path) -> Artefact | None:
     if path.suffix in (".sig", ".evm") and data[:1] in (b"\x03", b"\x05"):
         return Artefact(path, "IMA or EVM signature", SignerIdentity(b"", 0, parse_ima_signature(data, str(path)).key_id))
     return None
+
+
+def attribute_artefact(path: Path, name: str, value: bytes) -> Artefact | None:
+    """Returns who signed the value of `security.ima` or `security.evm`; None for a hash. Raises: FormatError when it is damaged."""
+    parsed = parse_integrity_xattr(name, value, f"{path}: {name}")
+    return Artefact(path, name, SignerIdentity(b"", 0, parsed.key_id)) if parsed.is_signed else None
+
+
+def _without_padding(content: bytes) -> bytes:
+    """Returns the DER value that a certificate table's entry begins with."""
+    header = 2 + (content[1] & 0x7F if content[1:2] > b"\x80" else 0)
+    length = int.from_bytes(content[2:header], "big") if header > 2 else content[1] if len(content) > 1 else 0
+    return content[: header + length]
 
 
 def _cms_signer(der: bytes, path: Path) -> SignerIdentity:

@@ -61,12 +61,10 @@ class Algorithm:
 
     def identifier(self, digest_name: str) -> AlgorithmIdentifier:
         """Returns the CMS signature algorithm with that digest. Raises: SigningKeyError when they do not go together."""
-        found = dict(self.identifiers).get(digest_name)
-        if found is None:
-            raise SigningKeyError(
-                f"digest {digest_name} does not go with a {self.name} key", hint=f"it goes with {', '.join(self.digests)}"
-            )
-        return found
+        for name, identifier in self.identifiers:
+            if name == digest_name:
+                return identifier
+        raise SigningKeyError(f"digest {digest_name} does not go with a {self.name} key", hint=f"it goes with {', '.join(self.digests)}")
 
 
 def _rsa_sign(key: PrivateKeyTypes, message: bytes, digest_name: str) -> bytes:

@@ -24,8 +24,8 @@ from ipe_build.formats.cms import (
     encode_signed_data,
     signer_identity,
 )
-from ipe_build.signing.algorithms import HASHES, algorithm_of
-from ipe_build.signing.loading import public_key_of
+from ipe_build.signing.algorithms import HASHES
+from ipe_build.signing.loading import algorithm_for
 from ipe_build.signing.signer import Signer
 
 _CONTENT_TYPE, _MESSAGE_DIGEST, _SIGNING_TIME = "1.2.840.113549.1.9.3", "1.2.840.113549.1.9.4", "1.2.840.113549.1.9.5"
@@ -81,7 +81,7 @@ class CmsEnvelope:
 
     def seal(self, payload: bytes, signer: Signer, digest_name: str) -> bytes:
         """Returns the DER message. Raises: SigningKeyError when the digest does not go with the key."""
-        identifier = algorithm_of(public_key_of(signer.certificate)).identifier(digest_name)
+        identifier = algorithm_for(signer.certificate).identifier(digest_name)
         certificate = _der(signer.certificate)
         raw = signer.sign(payload, digest_name)
         content = payload if self.attached else None

@@ -11,6 +11,7 @@ from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes, Pub
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_der_private_key, load_pem_private_key
 
 from ipe_build.errors import KeyMismatchError, SigningKeyError
+from ipe_build.signing.algorithms import Algorithm, algorithm_of
 
 _PEM = b"-----BEGIN "
 _CERTIFICATE = b"-----BEGIN CERTIFICATE-----"
@@ -82,6 +83,12 @@ def public_key_of(certificate: x509.Certificate) -> PublicKeyTypes:
         return certificate.public_key()
     except (ValueError, UnsupportedAlgorithm) as error:
         raise SigningKeyError(f"the certificate's public key cannot be read: {_first_line(error)}", where="certificate") from error
+
+
+@lru_cache(maxsize=256)
+def algorithm_for(certificate: x509.Certificate) -> Algorithm:
+    """Returns the row of a certificate's key; kept for the same reason. Raises: SigningKeyError."""
+    return algorithm_of(public_key_of(certificate))
 
 
 def public_bytes(key: PublicKeyTypes) -> bytes:

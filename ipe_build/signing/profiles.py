@@ -13,11 +13,10 @@ from dataclasses import dataclass
 from ipe_build.errors import InputError
 from ipe_build.formats.cms import Layout
 from ipe_build.formats.ima_signature import XattrType
-from ipe_build.signing.algorithms import algorithm_of
 from ipe_build.signing.authenticode import AuthenticodeEnvelope, check_efi_image
 from ipe_build.signing.envelopes import CmsEnvelope, Envelope
 from ipe_build.signing.ima import ImaEnvelope, check_evm_payload, check_file_content
-from ipe_build.signing.loading import public_key_of
+from ipe_build.signing.loading import algorithm_for
 from ipe_build.signing.signer import Signer
 from ipe_build.signing.target import ANY_KERNEL, KernelTarget, require
 
@@ -56,7 +55,7 @@ def sign_payload(
     Raises: InputError for bytes that cannot be such a payload, SigningKeyError, also when `target` cannot check such a signature.
     """
     profile.check(payload)
-    algorithm = algorithm_of(public_key_of(signer.certificate))
+    algorithm = algorithm_for(signer.certificate)
     digest = digest_name or algorithm.digests[0]
     require(algorithm, digest, target)
     return profile.envelope.seal(payload, signer, digest)

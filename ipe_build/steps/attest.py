@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from hashlib import file_digest
 from pathlib import Path
 
-from ipe_build.attest.chain import SETUP_MODE, BootChain, EfiProgram, SecureBoot
+from ipe_build.attest.chain import SETUP_MODE, BootChain, EfiProgram, SecureBoot, uki_command_line
 from ipe_build.attest.predict import BANKS, behaviour_of, predict
 from ipe_build.attest.reference import ReferenceValues
 from ipe_build.errors import InputError
@@ -51,6 +51,21 @@ def read_chain(image: Path) -> tuple[BootChain, str]:
             return _disk_chain(disk, handle.fileno())
     except OSError as error:
         raise InputError(f"cannot be read: {error.strerror}", where=str(image)) from error
+
+
+def kernel_files(image: Path, folder: Path) -> tuple[Path, Path | None, str]:
+    """Returns kernel, initramfs (None: it has none) and command line of an image, the files written into `folder`."""
+    chain, _ = read_chain(image)
+    data, initrd, options = chain.image.data, chain.initrd[1] if chain.initrd else b"", chain.options or ""
+    if chain.is_uki:
+        parsed = chain.image.parsed()
+        parts = {name: parsed.content(found) for name in (".linux", ".initrd", ".cmdline") if (found := parsed.section(name))}
+        data, initrd = parts[".linux"], parts.get(".initrd", b"")
+        options = uki_command_line(parts.get(".cmdline", b""), chain.image.name)
+    (folder / "kernel").write_bytes(data)
+    if initrd:
+        (folder / "initrd").write_bytes(initrd)
+    return folder / "kernel", folder / "initrd" if initrd else None, options
 
 
 def _bare_uki(image: Path) -> BootChain:

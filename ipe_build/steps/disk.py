@@ -12,6 +12,7 @@ from ipe_build.image.disk import Disk, DiskRequest, make_disk
 from ipe_build.image.esp import BootEntry
 from ipe_build.image.initramfs import Compression, InitramfsRequest, OnFailure, make_initramfs
 from ipe_build.image.slots import SlotRoom
+from ipe_build.image.uki import uki_file
 from ipe_build.kernel.build import Kernel
 from ipe_build.steps.keys import Keys
 from ipe_build.steps.policies import SignedPolicy, policy_path
@@ -54,22 +55,34 @@ def make_init(config: Config, root: VerityRoot, device_policy: SignedPolicy | No
     return make_initramfs(request, out, host).path
 
 
-def make_image(config: Config, kernel: Kernel, initramfs: Path, root: VerityRoot, keys: Keys | None, out: Path, host: Host) -> Disk:
-    """Step 8. Returns the disk image: EFI system partition with the boot entry, root, root-verity, root-verity-sig (when signed)."""
-    section = config.disk
+def command_line(config: Config, root: VerityRoot) -> str:
+    """Returns the image's kernel command line."""
     words = config.kernel.command_line.split()
     if config.initramfs.root_hash == "command-line":
         words.append(f"roothash={root.tree.root_hash.hex()}")
+    return " ".join(words)
+
+
+def make_image(
+    config: Config, kernel: Kernel, initramfs: Path, uki: Path | None, root: VerityRoot, keys: Keys | None, out: Path, host: Host
+) -> Disk:
+    """Step 9. Returns the disk image: EFI system partition with the boot entry, root, root-verity, root-verity-sig (when signed).
+
+    A unified kernel image stands for the boot entry and the boot loader: firmware starts it.
+    """
+    section = config.disk
+    entry = BootEntry(config.build.name, f"{config.build.name} ({kernel.release})", kernel.image, initramfs, command_line(config, root))
     request = DiskRequest(
         filesystem=root.filesystem.path,
         hash_area=root.hash_area,
         root_hash=root.tree.root_hash,
         signature=signature_partition(root, keys) if isinstance(root, SignedRoot) and keys is not None else None,
         disk_uuid=UUID(section.uuid) if section.uuid else derived_uuid(config, "disk", host),
-        entry=BootEntry(config.build.name, f"{config.build.name} ({kernel.release})", kernel.image, initramfs, " ".join(words)),
+        entry=entry if uki is None else None,
+        files=(uki_file(uki, config.build.architecture),) if uki is not None else (),
         architecture=config.build.architecture,
         esp_bytes=section.esp_mib << 20,
-        boot_loader=section.boot_loader,
+        boot_loader=section.boot_loader and uki is None,
         slots=SlotRoom(config.update.root_mib << 20) if config.update.slots else None,
     )
     return make_disk(request, out, host)

@@ -9,7 +9,7 @@ from ipe_build.host import Host
 from ipe_build.image.disk import Disk
 from ipe_build.image.flash import FlashRequest, make_flash_files
 from ipe_build.image.rootfs import Entry
-from ipe_build.image.update import UpdateSettings, hardware_file, slot_program, system_conf, write_update_folder
+from ipe_build.image.update import UpdateSettings, device_files, write_update_folder
 
 _KEYRING = "/etc/rauc/keyring.pem"
 
@@ -27,11 +27,7 @@ def make_update_entries(config: Config) -> tuple[Entry, ...]:
     section = config.update
     if not section.slots:
         return ()
-    entries = [
-        Entry.file("usr/lib/ipe/ipe-slot", slot_program().encode(), mode=0o755),
-        Entry.file("etc/rauc/system.conf", system_conf(update_settings(config)).encode()),
-        Entry.file("etc/hwrevision", hardware_file(update_settings(config)).encode()),
-    ]
+    entries = [Entry.file(file.path, file.text.encode(), mode=file.mode) for file in device_files(update_settings(config))]
     if section.keyring is not None:
         entries.append(Entry.file(_KEYRING.strip("/"), section.keyring))
     return tuple(entries)

@@ -36,6 +36,7 @@ def make_kernel(config: Config, boot_policy: bytes, device_policy: bytes, keys: 
         module_compression=config.modules.compression,
         base=section.base,
         fragments=section.fragments,
+        patches=section.patches,
     )
     trust = KernelTrust(boot_policy, tuple(one.public_bytes(Encoding.DER) for one in keys.trusted))
     if section.image is not None:

@@ -8,6 +8,7 @@ from ipe_build.boot.evidence import Evidence
 from ipe_build.boot.probe_disk import PolicyMaterial
 from ipe_build.boot.prove import BootRequest, boot_image
 from ipe_build.boot.qemu import Machine
+from ipe_build.boot.secure_boot_proof import SecureBoot
 from ipe_build.config.schema import Config
 from ipe_build.host import Host
 from ipe_build.signing.backends.plan import PlanSigner
@@ -15,7 +16,9 @@ from ipe_build.steps.disk import dropped_capabilities
 from ipe_build.steps.keys import Keys, make_test_keys
 
 
-def prove(config: Config, disk: Path, policy: bytes, keys: Keys | None, modules: bool, host: Host) -> Evidence:
+def prove(
+    config: Config, disk: Path, policy: bytes, keys: Keys | None, modules: bool, host: Host, *, secure_boot: SecureBoot | None = None
+) -> Evidence:
     """Step 11. Returns what was seen when the image and its damaged copies were booted in QEMU. `policy` is the one in force at the end."""
     foreign = make_test_keys("foreign", host)
     is_here = keys is None or not isinstance(keys.policy, PlanSigner)
@@ -40,5 +43,6 @@ def prove(config: Config, disk: Path, policy: bytes, keys: Keys | None, modules:
         keyless=keys is None,
         frozen_initramfs=keys is None,
         firmware=config.boot.firmware,
+        secure_boot=secure_boot,
     )
     return boot_image(request, host)

@@ -17,11 +17,13 @@ from ipe_build.attest.provenance import FILE_NAME, PAYLOAD_TYPE, Material, Prove
 from ipe_build.attest.reference import FILE_NAME as REFERENCE_NAME
 from ipe_build.attest.sbom import DATABASES, OS_RELEASE, Package, make_sbom, read_packages
 from ipe_build.attest.sbom import FILE_NAME as SBOM_NAME
-from ipe_build.config.schema import Config, Filesystem, Profile
+from ipe_build.config.schema import BootBy, Config, Filesystem, Profile
 from ipe_build.errors import InputError
+from ipe_build.formats.partition_types import PARTITION_TYPES
 from ipe_build.host import Host
 from ipe_build.host.cache import cache_key
 from ipe_build.image.esp import SYSTEMD_BOOT_FOLDER
+from ipe_build.image.uki import stub_path
 from ipe_build.signing.certificates import Role, create_keys, load_keys
 from ipe_build.signing.signer import Signer
 from ipe_build.steps.attest import measure_image
@@ -67,7 +69,13 @@ def make_statement(config: Config, config_file: Path, kernel_release: str, folde
     if signer is None:
         host.progress.note("no provenance: [keys] attestation names no key")
         return
-    statement = Provenance(
+    statement = new_statement(config, config_file, kernel_release, folder, host)
+    (folder / FILE_NAME).write_bytes(dsse.seal(statement.to_bytes(), PAYLOAD_TYPE, signer))
+
+
+def new_statement(config: Config, config_file: Path, kernel_release: str, folder: Path, host: Host) -> Provenance:
+    """Returns the statement about the folder as it is."""
+    return Provenance(
         name=config.build.name,
         tool_version=__version__,
         source_date_epoch=host.source_date_epoch,
@@ -76,7 +84,6 @@ def make_statement(config: Config, config_file: Path, kernel_release: str, folde
         materials=materials(config, config_file),
         tools=tuple(tools(config, host)),
     )
-    (folder / FILE_NAME).write_bytes(dsse.seal(statement.to_bytes(), PAYLOAD_TYPE, signer))
 
 
 def materials(config: Config, config_file: Path) -> tuple[Material, ...]:
@@ -95,8 +102,10 @@ def materials(config: Config, config_file: Path) -> tuple[Material, ...]:
     for role, policy in (("boot", config.policy.boot), ("device", config.policy.device)):
         if policy.template.startswith("file:"):
             named.append((f"{role} policy template", config_file.absolute().parent / policy.template.removeprefix("file:")))
-    if config.disk.boot_loader:
-        named += [("boot loader", path) for path in sorted(SYSTEMD_BOOT_FOLDER.glob("systemd-boot*.efi"))]
+    if config.disk.boot is BootBy.UKI:
+        named.append(("UKI stub", stub_path(config.build.architecture)))
+    elif config.disk.boot_loader:
+        named.append(("boot loader", SYSTEMD_BOOT_FOLDER / PARTITION_TYPES[config.build.architecture].boot_loader))
     base = config_file.absolute().parent
     return tuple(Material(what, _uri(path, base), tree_sha256(path) if path.is_dir() else file_sha256(path)) for what, path in named)
 

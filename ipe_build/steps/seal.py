@@ -131,6 +131,7 @@ def _request(config: Config, config_file: Path) -> KernelRequest:
         module_compression=config.modules.compression,
         base=section.base,
         fragments=section.fragments,
+        patches=section.patches,
     )
 
 

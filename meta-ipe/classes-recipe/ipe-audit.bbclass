@@ -23,7 +23,7 @@ do_ipe_audit () {
         ${IPE_BUILD_CMD} audit "${IPE_AUDIT_IMAGE}" --quiet || bbfatal "IPE_AUDIT_IMAGE ${IPE_AUDIT_IMAGE} would not boot and enforce; the log says why"
     fi
 }
-addtask ipe_audit after do_ipe_disk before do_build
+addtask ipe_audit after do_ipe_disk before do_ipe_evidence do_build
 
 python do_ipe_audit_setscene () {
     sstate_setscene(d)

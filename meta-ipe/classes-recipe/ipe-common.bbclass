@@ -29,6 +29,9 @@ IPE_SIGNING[doc] = "key: the IPE_*_KEY sign while building. plan: nobody here ha
 IPE_SIGNATURES ??= "${TOPDIR}/ipe-signatures"
 IPE_SIGNATURES[doc] = "Folder of IPE_SIGNING = plan: ID.json and ID.digest are the requests, ID.sig (the raw signature) is the answer. Outside TMPDIR."
 
+IPE_SEALED ??= "0"
+IPE_SEALED[doc] = "1: no key anywhere. The kernel is built with a reserved boot policy, and the root hash is written into it after the image (ipe-seal). Set it for the whole build."
+
 IPE_ALLOW_TEST_KEYS ??= "0"
 IPE_ALLOW_TEST_KEYS[doc] = "1 lets the recipe ipe-keys-test make keys in IPE_TEST_KEYS_DIR. For trying it out, never for a product."
 IPE_TEST_KEYS_DIR ??= "${TOPDIR}/ipe-test-keys"

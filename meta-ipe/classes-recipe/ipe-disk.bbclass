@@ -4,10 +4,11 @@
 # A task after the image, not an image type: a new policy, initramfs or kernel makes a new disk and never the root filesystem again.
 
 inherit ipe-common
+inherit_defer ${@'ipe-seal' if d.getVar('IPE_SEALED') == '1' else ''}
 
 IPE_ROOT_FILESYSTEM ??= "erofs"
 IPE_COMMAND_LINE ??= "console=ttyS0 panic=-1"
-IPE_COMMAND_LINE[doc] = "Kernel command line; roothash= is added."
+IPE_COMMAND_LINE[doc] = "Kernel command line; roothash= is added, but not with IPE_SEALED."
 IPE_ARCHITECTURE ??= "${@{'x86_64': 'x86-64', 'aarch64': 'arm64'}.get(d.getVar('TARGET_ARCH'), d.getVar('TARGET_ARCH'))}"
 IPE_ARCHITECTURE[doc] = "Whose discoverable-partition types: x86-64, arm64, arm, riscv64."
 IPE_KERNEL_IMAGE ??= "${DEPLOY_DIR_IMAGE}/${KERNEL_IMAGETYPE}"
@@ -18,6 +19,12 @@ IPE_BOOT_LOADER ??= ""
 IPE_BOOT_LOADER[doc] = "EFI boot loader on the disk, such as systemd-boot's in DEPLOY_DIR_IMAGE. Empty: none, the firmware starts the kernel."
 IPE_DISK_DEPENDS ??= "virtual/kernel:do_deploy ipe-initramfs:do_deploy dosfstools-native:do_populate_sysroot mtools-native:do_populate_sysroot"
 IPE_DISK_DEPENDS[doc] = "Tasks that make what the disk is put together from."
+IPE_UKI ??= ""
+IPE_UKI[doc] = "Unified kernel image that firmware starts, instead of kernel, initramfs and boot loader; ipe-uki makes one and sets this."
+IPE_DISK_ARGS ??= ""
+IPE_DISK_ARGS[doc] = "More arguments for `ipe-build image disk`, such as --slots for A/B updates."
+IPE_FLASH ??= "--bmap --zstd"
+IPE_FLASH[doc] = "What is deployed beside the disk (`ipe-build image flash`): --bmap, --zstd, --partitions, --sparse. Empty: nothing."
 IPE_ESP_MIB ??= "64"
 IPE_ESP_MIB[doc] = "Size of the EFI system partition in MiB."
 IPE_DISK_NAME ??= "${IMAGE_LINK_NAME}.ipedisk"
@@ -30,18 +37,36 @@ do_ipe_disk[sstate-inputdirs] = "${IPE_DISK_DIR}"
 do_ipe_disk[sstate-outputdirs] = "${DEPLOY_DIR_IMAGE}"
 do_ipe_disk[depends] += "${IPE_BUILD_TASKS} ${IPE_DISK_DEPENDS}"
 SSTATETASKS += "do_ipe_disk"
-do_ipe_disk () {
+# Sets root, the path of the image, and command_line. A sealed initramfs knows its root hash, and takes none from outside.
+ipe_set_root () {
     root="${DEPLOY_DIR_IMAGE}/${IMAGE_LINK_NAME}.${IPE_ROOT_FILESYSTEM}"
-    loader="--no-boot-loader"
-    [ -z "${IPE_BOOT_LOADER}" ] || loader="--boot-loader=${IPE_BOOT_LOADER}"
-    ipe_need_file IPE_KERNEL_IMAGE "${IPE_KERNEL_IMAGE}"
-    ipe_need_file IPE_INITRAMFS_IMAGE "${IPE_INITRAMFS_IMAGE}"
-    ipe_build image disk "$root" --root-hash "$root.roothash" --verity-sig "$root.verity-sig" --name "${IMAGE_BASENAME}" \
-        --kernel "${IPE_KERNEL_IMAGE}" --initramfs "${IPE_INITRAMFS_IMAGE}" --architecture "${IPE_ARCHITECTURE}" "$loader" \
-        --command-line "${IPE_COMMAND_LINE} roothash=$(cat "$root.roothash")" --esp-mib "${IPE_ESP_MIB}" \
-        -o "${IPE_DISK_DIR}/${IPE_DISK_NAME}"
+    command_line="${IPE_COMMAND_LINE}"
+    [ "${IPE_SEALED}" = "1" ] || command_line="$command_line roothash=$(cat "$root.roothash")"
 }
-addtask ipe_disk after do_ipe_sign before do_build
+
+do_ipe_disk () {
+    ipe_set_root
+    if [ -n "${IPE_UKI}" ]; then
+        ipe_need_file IPE_UKI "${IPE_UKI}"
+        set -- --uki "${IPE_UKI}"
+    else
+        ipe_need_file IPE_KERNEL_IMAGE "${IPE_KERNEL_IMAGE}"
+        ipe_need_file IPE_INITRAMFS_IMAGE "${IPE_INITRAMFS_IMAGE}"
+        set -- --kernel "${IPE_KERNEL_IMAGE}" --initramfs "${IPE_INITRAMFS_IMAGE}" --name "${IMAGE_BASENAME}"
+        set -- "$@" --command-line "$command_line"
+        if [ -n "${IPE_BOOT_LOADER}" ]; then
+            set -- "$@" --boot-loader "${IPE_BOOT_LOADER}"
+        else
+            set -- "$@" --no-boot-loader
+        fi
+    fi
+    [ "${IPE_SEALED}" = "1" ] || set -- "$@" --verity-sig "$root.verity-sig"
+    disk="${IPE_DISK_DIR}/${IPE_DISK_NAME}"
+    ipe_build image disk "$root" --root-hash "$root.roothash" --architecture "${IPE_ARCHITECTURE}" --esp-mib "${IPE_ESP_MIB}" "$@" \
+        ${IPE_DISK_ARGS} -o "$disk"
+    [ -z "${IPE_FLASH}" ] || ipe_build image flash "$disk" ${IPE_FLASH}
+}
+addtask ipe_disk after do_image_complete before do_build
 
 python do_ipe_disk_setscene () {
     sstate_setscene(d)

@@ -61,7 +61,7 @@ do_ipe_sign () {
             -o "${IPE_SIGN_DIR}/$image.roothash.p7s" --verity-sig "${IPE_SIGN_DIR}/$image.verity-sig"
     done
 }
-addtask ipe_sign after do_image_complete before do_build
+addtask ipe_sign after do_image_complete before do_ipe_disk do_build
 
 python do_ipe_sign_setscene () {
     sstate_setscene(d)
@@ -73,9 +73,9 @@ python () {
     for one in ipe_verity_types(d):
         if one not in wanted:
             bb.fatal("IMAGE_FSTYPES has %s.verity without %s: image.bbclass would remove the image that the tree is for; add it" % (one, one))
-    if not ipe_verity_types(d):
+    if not ipe_verity_types(d) or d.getVar("IPE_SEALED") == "1":
         bb.build.deltask("do_ipe_sign", d)
-    elif d.getVar("IPE_IMAGE_SSTATE") == "1":
+    if ipe_verity_types(d) and d.getVar("IPE_IMAGE_SSTATE") == "1":
         for task in ("image-complete", "image-qa"):
             d.delVar("SSTATE_SKIP_CREATION:task-" + task)
         # image.bbclass runs its tasks in TOPDIR, which so is in their hashes: no other builder would find the image.

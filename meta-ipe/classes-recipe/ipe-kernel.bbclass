@@ -5,9 +5,9 @@
 
 inherit ipe-common
 
-IPE_KERNEL_FEATURES ??= "ipe dm-verity dm-verity-signature modules initramfs ${IPE_ROOT_FILESYSTEM}"
+IPE_KERNEL_FEATURES ??= "ipe dm-verity ${@'sealed' if d.getVar('IPE_SEALED') == '1' else 'dm-verity-signature modules'} initramfs ${IPE_ROOT_FILESYSTEM}"
 IPE_KERNEL_FEATURES[doc] = "What the kernel must be able to do: `ipe-build kernel fragment --list`."
-IPE_KERNEL_PROPERTIES ??= "boot_verified dmverity_signature"
+IPE_KERNEL_PROPERTIES ??= "boot_verified ${@'dmverity_roothash' if d.getVar('IPE_SEALED') == '1' else 'dmverity_signature'}"
 IPE_KERNEL_PROPERTIES[doc] = "IPE properties that policies of this device use."
 IPE_ROOT_FILESYSTEM ??= "erofs"
 IPE_BOOT_POLICY ??= "${DEPLOY_DIR_IMAGE}/ipe-boot.pol"
@@ -25,13 +25,16 @@ do_configure:append () {
 
 ipe_configure_kernel () {
     ipe_need_file IPE_BOOT_POLICY "${IPE_BOOT_POLICY}"
-    ipe_need IPE_TRUSTED_CERTS "${IPE_TRUSTED_CERTS}"
-    for certificate in ${IPE_TRUSTED_CERTS}; do
-        ipe_need_file IPE_TRUSTED_CERTS "$certificate"
-    done
     install -m 0644 "${IPE_BOOT_POLICY}" "${B}/ipe-boot.pol"
-    cat ${IPE_TRUSTED_CERTS} > "${B}/ipe-trusted.pem"
-    set -- --policy "${B}/ipe-boot.pol" --boot-policy ipe-boot.pol --trusted-keys ipe-trusted.pem
+    set -- --policy "${B}/ipe-boot.pol" --boot-policy ipe-boot.pol
+    if [ "${IPE_SEALED}" != "1" ]; then
+        ipe_need IPE_TRUSTED_CERTS "${IPE_TRUSTED_CERTS}"
+        for certificate in ${IPE_TRUSTED_CERTS}; do
+            ipe_need_file IPE_TRUSTED_CERTS "$certificate"
+        done
+        cat ${IPE_TRUSTED_CERTS} > "${B}/ipe-trusted.pem"
+        set -- "$@" --trusted-keys ipe-trusted.pem
+    fi
     for feature in ${IPE_KERNEL_FEATURES}; do
         set -- "$@" --feature "$feature"
     done

@@ -15,7 +15,7 @@ do_package[file-checksums] += "${@ipe_certificates(d, 'IPE_MODULE_CERT')}"
 PACKAGESPLITFUNCS:prepend = "ipe_sign_modules "
 
 ipe_sign_modules () {
-    if [ -n "$(find "${PKGD}" -name '*.ko' -o -name '*.ko.gz' -o -name '*.ko.xz' -o -name '*.ko.zst')" ]; then
+    if [ "${IPE_SEALED}" != "1" ] && [ -n "$(find "${PKGD}" -name '*.ko' -o -name '*.ko.gz' -o -name '*.ko.xz' -o -name '*.ko.zst')" ]; then
         ipe_need IPE_MODULE_KEY "${@ipe_key(d, 'MODULE')}"
         ipe_need_file IPE_MODULE_CERT "${IPE_MODULE_CERT}"
         ipe_build modules sign "${PKGD}" --digest "${IPE_MODULE_DIGEST}" --key "${@ipe_key(d, 'MODULE')}" --cert "${IPE_MODULE_CERT}"

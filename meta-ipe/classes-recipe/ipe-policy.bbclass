@@ -8,7 +8,7 @@
 inherit ipe-common deploy
 
 IPE_POLICY_ROLE ?= "device"
-IPE_POLICY_ROLE[doc] = "device: loaded and activated at boot. boot: compiled into the kernel, not signed, not packaged."
+IPE_POLICY_ROLE[doc] = "device: loaded and activated at boot. boot: compiled into the kernel, not signed, not packaged. reserved: the same, with room for ipe-seal."
 IPE_POLICY_TEMPLATE ?= "signed-verity"
 IPE_POLICY_TEMPLATE[doc] = "A named template (`ipe-build policy render --list`) or the path of a jinja2 file; add that to SRC_URI."
 IPE_POLICY_NAME ?= "${PN}"
@@ -35,6 +35,10 @@ do_compile[file-checksums] += "${@ipe_certificates(d, 'IPE_POLICY_CERT') if d.ge
 do_compile[cleandirs] += "${B}"
 do_compile () {
     policy="${B}/${IPE_POLICY_NAME}.pol"
+    if [ "${IPE_POLICY_ROLE}" = "reserved" ]; then
+        ipe_build kernel reserve -o "$policy"
+        return
+    fi
     set -- --name "${IPE_POLICY_NAME}" --policy-version "${IPE_POLICY_VERSION}" --role "${IPE_POLICY_ROLE}"
     for variable in ${IPE_POLICY_VARIABLES}; do
         set -- "$@" --set "$variable"

@@ -10,20 +10,16 @@ import pytest
 from ipe_build.attest.predict import REFERENCE_PCRS
 from ipe_build.formats.tpm_event_log import build_event_log, parse_event_log, replay
 from ipe_build.steps.attest import measure_image
-from tests.fixtures.attest import COMMAND_LINE, MeasuredBooter, Quoted
+from tests.fixtures.attest import COMMAND_LINE, MeasuredBooter, Quoted, assert_measured
 
 pytestmark = [pytest.mark.boot, pytest.mark.slow]
 IMA_PCR = 10
 
 
-def _reference(pcrs: dict[str, dict[int, bytes]]) -> dict[str, dict[int, bytes]]:
-    return {bank: {pcr: values[pcr] for pcr in REFERENCE_PCRS} for bank, values in pcrs.items()}
-
-
 def test_boot_entry_measures_what_was_predicted(quoted: Quoted, measured_image: Callable[..., Path]):
     values = measure_image(measured_image("entry"))
     assert set(values.pcrs) == {"sha256", "sha384"}
-    assert _reference(quoted.boot.pcrs) == values.pcrs
+    assert_measured(quoted.boot, values)
     assert values.zero_pcrs == (11,)
     assert values.boots.startswith("systemd-boot 2") and values.boots.endswith("starts the entry /loader/entries/test.conf")
 
@@ -33,7 +29,7 @@ def test_uki_measures_what_was_predicted(way: str, measured_image: Callable[...,
     disk = measured_image(way)
     values = measure_image(disk)
     done = measured_boot(disk, tmp_path)
-    assert _reference(done.pcrs) == values.pcrs
+    assert_measured(done, values)
     assert values.zero_pcrs == ((12,) if way == "uki" else ())
 
 
@@ -42,7 +38,7 @@ def test_changed_command_line_boots_to_other_pcrs_and_is_predicted(
 ):
     disk = measured_image("entry", f"{COMMAND_LINE} x=1")
     done = measured_boot(disk, tmp_path)
-    assert _reference(done.pcrs) == measure_image(disk).pcrs
+    assert_measured(done, measure_image(disk))
     differing = {pcr for pcr in REFERENCE_PCRS if done.pcrs["sha256"][pcr] != quoted.boot.pcrs["sha256"][pcr]}
     assert differing == {9, 12}
 

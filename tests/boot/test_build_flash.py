@@ -17,6 +17,7 @@ CHANGES = (
     ("slots = false", "slots = true"),
     ("sparse = false", "sparse = true"),
     ("destructive = true", "destructive = false"),
+    ("firmware = false", "firmware = true"),
     ('version = "1"', 'version = "2026.11"'),
 )
 
@@ -44,6 +45,8 @@ def test_an_image_with_slots_boots_and_denies(built: Path) -> None:
     assert evidence["as_expected"] is True
     probes = {probe["id"]: probe["observed"] for probe in evidence["probes"]}
     assert probes["run-application"] == "allowed" and probes["run-copy"].startswith("denied")
+    firmware = next(boot for boot in evidence["boots"] if boot["id"] == "firmware")
+    assert firmware["observed"] == firmware["expected"] and not firmware["skipped"], "from the first of two EFI system partitions"
 
 
 def test_the_audit_takes_the_second_slot_for_what_it_is(built: Path) -> None:

@@ -15,23 +15,37 @@ from uuid import UUID
 
 from cryptography.hazmat.primitives.serialization import Encoding
 
+from ipe_build.attest.dsse import parse_envelope
 from ipe_build.errors import IpeBuildError
+from ipe_build.examine.boot_entries import uki_entry
 from ipe_build.formats import cpio, fsverity, ima_signature, kernel_compression, module_signature, pe, verity, verity_sig
 from ipe_build.formats.audit_log import read_log
+from ipe_build.formats.bmap import BlockMap, BlockRange, parse_bmap
 from ipe_build.formats.cms import decode_signed_data
+from ipe_build.formats.corim import decode_corim, encode_corim
 from ipe_build.formats.dotconfig import parse_dotconfig
-from ipe_build.formats.efi_signature_list import parse_signature_list
+from ipe_build.formats.efi_signature_list import parse_signature_database, parse_signature_list
 from ipe_build.formats.erofs import Erofs
 from ipe_build.formats.ext4 import Ext4
 from ipe_build.formats.fat import Fat
 from ipe_build.formats.gpt import Partition, lay_out, read_gpt, write_gpt
+from ipe_build.formats.ima_xattr import parse_integrity_xattr
+from ipe_build.formats.initramfs import unpack_initramfs
+from ipe_build.formats.spc import decode_spc
+from ipe_build.formats.tpm_event_log import build_event_log, parse_event_log
+from ipe_build.formats.tpm_quote import parse_public, parse_quote, parse_signature
 from ipe_build.host import Host
 from ipe_build.kernel.inspect import inspect_kernel
+from ipe_build.kernel.seal import boot_policy_of
+from ipe_build.policy.ima_rules import check_policy
+from ipe_build.policy.ledger import parse_ledger
 from ipe_build.policy.parser import parse
 from ipe_build.signing.certificates import create_keys
+from ipe_build.signing.efi_image import unsigned
 from ipe_build.signing.loading import parse_certificates
 from ipe_build.signing.profiles import PROFILES, sign_payload
 from tests.fixtures.keys import NOT_BEFORE
+from tests.unit.test_attest_appraise import attest, log_of, public, sign_ecc, sign_rsa
 from tests.unit.test_kernel_image import arm64, body, bzimage, elf_with, ikconfig, uki, zboot
 
 POLICY = b"policy_name=a policy_version=0.0.1\nDEFAULT action=DENY\nop=EXECUTE dmverity_roothash=sha256:" + b"ab" * 32 + b" action=ALLOW\n"
@@ -109,12 +123,13 @@ def _signed() -> dict[str, bytes]:
     global _cached
     if _cached is None:
         with tempfile.TemporaryDirectory() as folder:
-            keys = create_keys(Path(folder) / "k", Host(), not_before=NOT_BEFORE, key_type="p256")
+            keys = create_keys(Path(folder) / "k", Host(), not_before=NOT_BEFORE, key_type="rsa2048")
             payloads = {"ipe-policy": POLICY, "dm-verity-root-hash": b"ab" * 32, "module": b"\x7fELF module"}
             _cached = {
                 name: sign_payload(PROFILES[name], text, keys.pair(PROFILES[name].role).signer(Host())) for name, text in payloads.items()
             }
             certificate = keys.pair("policy").signer(Host()).certificate
+            _cached["efi-image"] = sign_payload(PROFILES["efi-image"], unsigned(_STUB.read_bytes()), keys.pair("policy").signer(Host()))
             _cached["pem"] = keys.bundle.read_bytes()
             _cached["der"] = certificate.public_bytes(Encoding.DER)
     return _cached
@@ -228,6 +243,28 @@ TARGETS: tuple[Target, ...] = (
     Target("ext4", _walk_ext4, _ext4),
     Target("fat", _walk_fat, _fat),
 )
+_BOOT_TARGETS: tuple[Target, ...] = (
+    Target("initramfs", unpack_initramfs, _cpio),
+    Target("ima-xattr", lambda data: parse_integrity_xattr("security.ima", data), lambda: [*_xattr_seed()[:1], b"\x04\x04" + bytes(32)]),
+    Target("evm-xattr", lambda data: parse_integrity_xattr("security.evm", data), lambda: [_xattr_seed()[1], b"\x02" + bytes(20)]),
+    Target("ima-policy", check_policy, lambda: [b"appraise func=BPRM_CHECK fowner=0 appraise_type=imasig\ndont_measure fsmagic=0x9fa0\n"]),
+    Target("signature-database", lambda data: parse_signature_database(data, "db"), _signature_list),
+    Target("authenticode", decode_spc, lambda: [_signed()["efi-image"]]),
+    Target("uki", lambda data: uki_entry(data, "x.efi"), lambda: [uki(arm64(body()))]),
+    Target("sealed-policy", boot_policy_of, lambda: [arm64(body())]),
+    Target("event-log", parse_event_log, lambda: [build_event_log(log_of())]),
+    Target("quote", parse_quote, lambda: [attest(log_of())]),
+    Target("quote-signature", parse_signature, lambda: [sign_rsa(b"x"), sign_ecc(b"x")]),
+    Target("attestation-key", parse_public, lambda: [public(0x50072)]),
+    Target(
+        "statement", parse_envelope, lambda: [b'{"payloadType": "a/b", "payload": "e30=", "signatures": [{"keyid": "", "sig": "AAAA"}]}']
+    ),
+    Target("corim", decode_corim, lambda: [encode_corim("a", "b", "c", {"sha256": {4: bytes(32)}})]),
+    Target("block-map", parse_bmap, lambda: [BlockMap(8192, (BlockRange(0, 1, bytes(32)),)).build()]),
+    Target("ledger", parse_ledger, lambda: [b'{"format": 1, "policies": {}}']),
+)
+"""What is read of boot files, and of a device that attests."""
+TARGETS = (*TARGETS, *_BOOT_TARGETS)
 BY_NAME = {target.name: target for target in TARGETS}
 
 

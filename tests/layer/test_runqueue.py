@@ -9,16 +9,9 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
-import pytest
-
-from ipe_build.host.cache import cache_key
-from ipe_build.kernel.profiles import DEBIAN_SOURCE
-from ipe_build.kernel.source import source_tree
-from ipe_build.kernel.trust import KernelTrust
-from tests.fixtures.bitbake import Builder
+from tests.fixtures.bitbake import Builder, make_rootfs
 
 DISK = {"small-image:do_ipe_disk", "small-image:do_ipe_audit"}
 SIGN = {"small-image:do_ipe_sign"}
@@ -28,81 +21,25 @@ INITRAMFS = {"ipe-initramfs:do_compile", "ipe-initramfs:do_deploy"}
 UNSHARED = "do_configure", "do_compile", "do_install"
 """Tasks that OE-core too leaves out of sstate: on a new builder they run for each recipe that something else makes run."""
 
-IMAGE = "small-image.erofs"
-
-
-def make_rootfs(folder: Path, busybox: Path, text: str = "") -> Path:
-    (folder / "sbin").mkdir(parents=True)
-    shutil.copyfile(busybox, folder / "sbin/init")
-    (folder / "sbin/init").chmod(0o755)
-    (folder / "etc").mkdir()
-    (folder / "etc/motd").write_text(f"a device\n{text}")
-    return folder
-
-
-@pytest.fixture(scope="module")
-def first(bitbake_tree, shared_tmp, host, need, test_keys, kernel_factory) -> Builder:
-    """The first builder, which made everything; once for all workers. Its folder is not to be written to."""
-    for tool in ("make", "gcc", "bison", "flex", "mkfs.erofs", "mkfs.vfat", "mcopy"):
-        need(tool)
-    folder = shared_tmp / "runqueue"
-    tree = source_tree(DEBIAN_SOURCE, host).folder
-    pairs = {role: test_keys.pair(role) for role in ("policy", "verity", "module")}
-    settings = {
-        "IPE_BUILD_CMD": f"{sys.executable} -m ipe_build",
-        "IPE_BUILD_DEPENDS": "",
-        "IMAGE_FSTYPES": "erofs erofs.verity",
-        "SMALL_ROOTFS": str(folder / "rootfs"),
-        "SMALL_KERNEL_SOURCE": str(tree),
-        "IPE_TRUSTED_CERTS": str(test_keys.bundle),
-        "BB_SIGNATURE_HANDLER": "TestEquivHash",
-        "BB_HASHSERVE": "auto",
-        "BB_HASHSERVE_DB_DIR": str(folder / "hashes"),
-        **{f"IPE_{role.upper()}_KEY": pair.uri for role, pair in pairs.items()},
-        **{f"IPE_{role.upper()}_CERT": str(pair.certificate) for role, pair in pairs.items()},
-    }
-    builder = Builder(folder / "first", bitbake_tree, settings)
-    with host.cache.lock("pytest-runqueue", cache_key(str(folder))):
-        if not (folder / "done").is_file():
-            shutil.rmtree(folder, ignore_errors=True)
-            make_rootfs(folder / "rootfs", need("busybox"))
-            builder.built("ipe-boot-policy")
-        boot_policy = (builder.deploy / "ipe-boot.pol").read_bytes()
-        kernel = kernel_factory(KernelTrust(boot_policy, (test_keys.bundle.read_bytes(),)))
-        builder = builder.with_settings(SMALL_KERNEL=str(kernel.image))
-        if not (folder / "done").is_file():
-            run = builder.built("small-image", "linux-yocto")
-            assert run.ran >= ROOT | SIGN | DISK | POLICY | {"linux-yocto:do_compile"} and not run.reused
-            (folder / "done").touch()
-    return builder
-
-
-@pytest.fixture
-def second(first: Builder, tmp_path: Path) -> Builder:
-    """Another builder: an empty folder, the first one's sstate as its mirror, what is known of equivalent hashes."""
-    shutil.copytree(first.topdir.parent / "hashes", tmp_path / "hashes")
-    settings = {"SSTATE_MIRROR": str(first.topdir / "sstate-cache"), "BB_HASHSERVE_DB_DIR": str(tmp_path / "hashes")}
-    return Builder(tmp_path / "second", first.tree, {**first.settings, **settings})
-
 
 def shared(ran: set[str]) -> set[str]:
     """Those of the tasks whose results go to sstate, or are a step of the image."""
     return {task for task in ran if not task.endswith(UNSHARED)}
 
 
-def test_second_builder_runs_none_of_our_tasks(first, second) -> None:
+def test_second_builder_runs_none_of_our_tasks(first_builder, second) -> None:
     run = second.built("small-image")
     assert run.ran == set()
     assert run.reused >= DISK | SIGN | {"small-image:do_image_complete", "ipe-policy:do_deploy", "linux-yocto:do_deploy"}
     for name in ("small-image-small.ipedisk", "small-image-small.erofs.roothash.p7s", "small-image-small.audit.json", "ipe-policy.p7b"):
-        assert (second.deploy / name).read_bytes() == (first.deploy / name).read_bytes(), name
+        assert (second.deploy / name).read_bytes() == (first_builder.deploy / name).read_bytes(), name
 
 
-def test_second_builder_without_the_mirror_makes_the_same_bytes(first, second) -> None:
+def test_second_builder_without_the_mirror_makes_the_same_bytes(first_builder, second) -> None:
     run = second.with_settings(SSTATE_MIRROR="").built("small-image")
     assert run.ran >= ROOT | SIGN | DISK and not run.reused
     for name in ("small-image-small.ipedisk", "small-image-small.erofs.verity", "small-image-small.audit.json"):
-        assert (second.deploy / name).read_bytes() == (first.deploy / name).read_bytes(), name
+        assert (second.deploy / name).read_bytes() == (first_builder.deploy / name).read_bytes(), name
 
 
 def test_build_again_runs_nothing(second) -> None:
@@ -110,13 +47,13 @@ def test_build_again_runs_nothing(second) -> None:
     assert second.built("small-image").tasks == ()
 
 
-def test_changed_policy_makes_policy_initramfs_and_disk_never_rootfs_or_kernel(first, second) -> None:
+def test_changed_policy_makes_policy_initramfs_and_disk_never_rootfs_or_kernel(first_builder, second) -> None:
     run = second.with_settings(**{"IPE_POLICY_VERSION__pn-ipe-policy": "0.0.2"}).built("small-image")
     assert shared(run.ran) == shared(POLICY | INITRAMFS | DISK)
     assert not any(task.startswith("linux-yocto:") for task in run.ran)
     assert run.reused >= SIGN | {"small-image:do_image_complete", "linux-yocto:do_deploy"}
-    assert (second.deploy / "small-image-small.ipedisk").read_bytes() != (first.deploy / "small-image-small.ipedisk").read_bytes()
-    assert (second.deploy / "small-image-small.erofs").read_bytes() == (first.deploy / "small-image-small.erofs").read_bytes()
+    assert (second.deploy / "small-image-small.ipedisk").read_bytes() != (first_builder.deploy / "small-image-small.ipedisk").read_bytes()
+    assert (second.deploy / "small-image-small.erofs").read_bytes() == (first_builder.deploy / "small-image-small.erofs").read_bytes()
 
 
 def test_policy_that_comes_out_the_same_stops_there_by_hash_equivalence(second) -> None:
@@ -172,7 +109,7 @@ def answer(folder: Path, keys) -> int:
     return len(requests)
 
 
-def test_offline_signing_pauses_and_resumes_where_it_stopped(first, second, test_keys, need, tmp_path) -> None:
+def test_offline_signing_pauses_and_resumes_where_it_stopped(first_builder, second, test_keys, need, tmp_path) -> None:
     need("openssl")
     wanted = tmp_path / "wanted"
     settings = {"SSTATE_MIRROR": "", "IPE_SIGNING": "plan", "IPE_SIGNATURES": str(wanted)}
@@ -185,7 +122,7 @@ def test_offline_signing_pauses_and_resumes_where_it_stopped(first, second, test
     resumed = offline.built("small-image")
     assert resumed.ran == SIGN | DISK | POLICY | INITRAMFS
     for name in ("small-image-small.ipedisk", "small-image-small.erofs.verity-sig"):
-        assert (second.deploy / name).read_bytes() == (first.deploy / name).read_bytes(), name
+        assert (second.deploy / name).read_bytes() == (first_builder.deploy / name).read_bytes(), name
 
 
 def test_wrong_answer_of_offline_signing_is_refused(second, foreign_keys, need, tmp_path) -> None:
@@ -203,13 +140,49 @@ def test_signatures_made_offline_serve_builders_that_have_the_keys(second) -> No
     assert offline.built("small-image").ran == set()
 
 
-def test_multiconfig_shares_root_policy_and_kernel_and_makes_two_disks(first, tmp_path) -> None:
+def test_sealed_image_has_no_key_and_a_new_root_seals_the_same_kernel_again(second, sealed_kernel, need, tmp_path) -> None:
+    none = {f"IPE_{role}_{kind}": "" for role in ("POLICY", "VERITY", "MODULE") for kind in ("KEY", "CERT")}
+    settings = {"IPE_SEALED": "1", "IPE_TRUSTED_CERTS": "", "SMALL_KERNEL": str(sealed_kernel.image), "SSTATE_MIRROR": ""}
+    builder = second.with_settings(**none, **settings)
+    refused = builder.bitbake("small-image")
+    assert not refused.ok and "set IPE_ROOT_IMAGE" in refused.output
+    builder = builder.with_settings(IPE_ROOT_IMAGE="small-image")
+    run = builder.built("small-image")
+    assert run.ran >= ROOT | DISK | {"small-image:do_ipe_seal", "linux-yocto:do_configure"}
+    assert not any(task.startswith("ipe-policy:") for task in run.ran) and not run.ran & SIGN
+    kernel = (builder.deploy / "small-image-small.kernel").read_bytes()
+    changed = builder.with_settings(SMALL_ROOTFS=str(make_rootfs(tmp_path / "rootfs", need("busybox"), "changed\n")))
+    assert changed.built("small-image").ran == ROOT | DISK | INITRAMFS | {"small-image:do_ipe_seal"}
+    assert (builder.deploy / "small-image-small.kernel").read_bytes() != kernel
+    assert (builder.deploy / "bzImage").read_bytes() == sealed_kernel.image.read_bytes()
+
+
+def test_uki_is_signed_after_the_image_and_a_new_certificate_reruns_only_it(second, test_keys, foreign_keys, need) -> None:
+    stub = Path("/usr/lib/systemd/boot/efi/linuxx64.efi.stub")
+    sbverify = need("sbverify")
+    pairs = test_keys.pair("policy"), foreign_keys.pair("policy")
+    for number, pair in enumerate(pairs):
+        settings = {"IPE_SECUREBOOT_KEY": pair.uri, "IPE_SECUREBOOT_CERT": str(pair.certificate), "IPE_UKI_STUB": str(stub)}
+        settings |= {"IMAGE_CLASSES": "ipe-image ipe-uki ipe-disk ipe-audit"}
+        run = second.with_settings(**settings).built("small-image")
+        assert shared(run.ran) == DISK | {"small-image:do_ipe_uki"}
+        uki = second.deploy / "small-image-small.uki.efi"
+        signed = [subprocess.run([sbverify, "--cert", one.certificate, uki], capture_output=True).returncode == 0 for one in pairs]
+        assert signed == [number == 0, number == 1]
+
+
+def test_flash_files_lie_beside_the_disk(first_builder) -> None:
+    names = {path.name for path in first_builder.deploy.iterdir()}
+    assert {"small-image-small.ipedisk", "small-image-small.ipedisk.bmap", "small-image-small.ipedisk.zst"} <= names
+
+
+def test_multiconfig_shares_root_policy_and_kernel_and_makes_two_disks(first_builder, tmp_path) -> None:
     configurations = {
         name: {"TMPDIR": f"{tmp_path}/multi/tmp-{name}", "IPE_COMMAND_LINE": f"console=ttyS0 panic=-1 systemd.machine_id={name}"}
         for name in ("slot-a", "slot-b")
     }
-    settings = {**first.settings, "BBMULTICONFIG": "slot-a slot-b", "BB_HASHSERVE_DB_DIR": str(tmp_path / "hashes")}
-    builder = Builder(tmp_path / "multi", first.tree, settings, configurations)
+    settings = {**first_builder.settings, "BBMULTICONFIG": "slot-a slot-b", "BB_HASHSERVE_DB_DIR": str(tmp_path / "hashes")}
+    builder = Builder(tmp_path / "multi", first_builder.tree, settings, configurations)
     run = builder.built("mc:slot-a:small-image", "mc:slot-b:small-image")
     names = [task.split(":", 1)[1] for task in run.ran]
     assert sorted(names.count(task) for task in DISK) == [2, 2]

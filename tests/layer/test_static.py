@@ -91,12 +91,31 @@ def test_class_is_thin_and_has_a_header(path: Path) -> None:
 @pytest.mark.parametrize("path", CLASSES, ids=lambda path: path.name)
 def test_keys_are_in_no_hash_and_certificates_are_by_content(path: Path) -> None:
     text = path.read_text()
+    if path.stem != "ipe-common":
+        assert not re.search(r"\$\{IPE_\w+_KEY\}", text), "ipe_key() says the URI, and keeps it out of the hash"
     for name, body in re.findall(r"^(\w+) \(\) \{\n(.*?)^\}", text, re.MULTILINE | re.DOTALL):
-        for purpose in set(re.findall(r"\$\{IPE_(POLICY|VERITY|MODULE)_KEY\}", body)):
+        for purpose in set(re.findall(r"ipe_key\(d, '(\w+)'\)", body)):
             excluded = re.search(rf'^{name}\[vardepsexclude\] \+= "([^"]*)"', text, re.MULTILINE)
-            assert excluded, name
-            assert {f"IPE_{purpose}_KEY", f"IPE_{purpose}_CERT"} <= set(excluded[1].split())
+            assert excluded and f"IPE_{purpose}_CERT" in excluded[1].split(), name
             assert f"IPE_{purpose}_CERT" in "".join(re.findall(r"^.*ipe_certificates.*$", text, re.MULTILINE))
+
+
+def test_shell_of_the_classes_names_no_key_but_through_ipe_key() -> None:
+    common = (LAYER / "classes-recipe/ipe-common.bbclass").read_text()
+    assert 'ipe_key[vardepsexclude] = "IPE_SIGNING IPE_SIGNATURES"' in common
+    assert sum(path.read_text().count("ipe_key(d, '") for path in CLASSES) >= 10
+
+
+def test_tasks_after_the_image_go_through_sstate() -> None:
+    found = 0
+    for path in CLASSES:
+        text = path.read_text()
+        for task in re.findall(r"^addtask (ipe_\w+)", text, re.MULTILINE):
+            found += 1
+            assert f'SSTATETASKS += "do_{task}"' in text and f"addtask do_{task}_setscene" in text, task
+            for flag in ("cleandirs", "sstate-inputdirs", "sstate-outputdirs"):
+                assert f"do_{task}[{flag}] = " in text, (task, flag)
+    assert found == 6
 
 
 def test_bbappends_change_nothing_without_the_distro_feature() -> None:

@@ -102,7 +102,7 @@ def test_the_demo_explains_every_key() -> None:
     section = ""
     explained = set()
     for line in text.splitlines():
-        header = re.match(r"#? ?\[\[?([a-z.]+)\]?\]$", line)
+        header = re.match(r"#? ?\[\[?([a-z_.]+)\]?\]$", line)
         if header:
             section = header[1]
         named = re.match(r"#? ?([a-z_]+) = ", line)

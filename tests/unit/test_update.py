@@ -241,3 +241,18 @@ def test_partitions_of_no_slot_are_named() -> None:
     assert role_of(lay_out(UUID(int=1), [Partition(0, EFI_SYSTEM, UUID(int=2), "x", 0, 4096)]).partitions[0]) == "esp"
     with pytest.raises(InputError, match="which no slot has"):
         role_of(Partition(1, UUID(int=77), UUID(int=2), "data", 0, 4096))
+
+
+def test_a_python_without_zstd_lets_the_program_compress(request_: DiskRequest, host: Host, need, tmp_path: Path) -> None:
+    """Buildroot's Python for the host has no such module: everything else works, and the program makes the file."""
+    import subprocess
+    import sys
+
+    need("zstd")
+    disk = make_disk(request_, tmp_path / "disk", host)
+    code = "import sys; sys.modules['backports.zstd'] = sys.modules['compression.zstd'] = None\n"
+    code += "from ipe_build.cli import main; import ipe_build.kernel.modules, ipe_build.formats.kernel_compression\n"
+    code += f"sys.exit(main(['image', 'flash', {str(disk.path)!r}, '--zstd', '--quiet']))"
+    assert subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True).returncode == 0
+    unpacked = subprocess.run([need("zstd"), "-dc", tmp_path / "disk.zst"], capture_output=True, check=True).stdout
+    assert unpacked == disk.path.read_bytes()

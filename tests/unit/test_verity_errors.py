@@ -121,6 +121,7 @@ _SHIM = """
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
+#include <sys/uio.h>
 #include <unistd.h>
 /* A read of the file named by $VICTIM at or past $AT fails as $HOW says. */
 ssize_t pread64(int file, void *to, size_t size, off_t offset) {
@@ -137,6 +138,13 @@ ssize_t pread64(int file, void *to, size_t size, off_t offset) {
     return -1;
 }
 ssize_t pread(int file, void *to, size_t size, off_t offset) { return pread64(file, to, size, offset); }
+/* Python's os.preadv, here with one buffer always. */
+ssize_t preadv64v2(int file, const struct iovec *to, int count, off_t offset, int flags) {
+    return count == 1 ? pread64(file, to->iov_base, to->iov_len, offset) : -1;
+}
+ssize_t preadv2(int file, const struct iovec *to, int count, off_t offset, int flags) { return preadv64v2(file, to, count, offset, flags); }
+ssize_t preadv64(int file, const struct iovec *to, int count, off_t offset) { return preadv64v2(file, to, count, offset, 0); }
+ssize_t preadv(int file, const struct iovec *to, int count, off_t offset) { return preadv64v2(file, to, count, offset, 0); }
 /* The same for its pages: one that is gone after the file was cut is a SIGBUS; one with a read error cannot be had. */
 void *mmap64(void *at, size_t size, int protection, int flags, int file, off_t offset) {
     void *(*real)(void *, size_t, int, int, int, off_t) = dlsym(RTLD_NEXT, "mmap64");
@@ -183,13 +191,20 @@ def test_a_read_that_fails_in_the_middle_is_reported(
 
 
 @pytest.mark.parametrize("kernel", ["", "openssl", "python"])
+@pytest.mark.parametrize("size", [5 << 20, 200_000, 9000])
 @pytest.mark.parametrize(
     ("how", "part"), [("error", "cannot be read: Input/output error"), ("shrink", "read"), ("grow", "changed while it was read")]
 )
-def test_a_read_of_an_fsverity_file_that_fails_is_reported(kernel: str, how: str, part: str, tmp_path: Path, failing_reads: Path) -> None:
-    data = _image(tmp_path, 5 << 20)
-    env = {"LD_PRELOAD": str(failing_reads), "VICTIM": str(data), "AT": str(1001 * 4096 + 100), "HOW": how, "IPE_BUILD_HASH_KERNEL": kernel}
-    argv = [sys.executable, "-m", "ipe_build", "fsverity", "digest", str(data)]
+def test_a_read_of_an_fsverity_file_that_fails_is_reported(
+    kernel: str, how: str, part: str, size: int, tmp_path: Path, failing_reads: Path
+) -> None:
+    """Large files are read alone, middling ones are mapped beside others, small ones are read beside others."""
+    data, others = _image(tmp_path, size), [tmp_path / str(number) for number in range(3)]
+    for number, other in enumerate(others):
+        other.write_bytes(noise(40_000 * number, "other"))
+    at = str(size * 3 // 4)
+    env = {"LD_PRELOAD": str(failing_reads), "VICTIM": str(data), "AT": at, "HOW": how, "IPE_BUILD_HASH_KERNEL": kernel}
+    argv = [sys.executable, "-m", "ipe_build", "fsverity", "digest", *map(str, others), str(data)]
     _refused(subprocess.run(argv, capture_output=True, text=True, check=False, env={**os.environ, **env}), str(data), part)
 
 

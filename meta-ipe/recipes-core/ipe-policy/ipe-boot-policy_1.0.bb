@@ -10,6 +10,6 @@ inherit ipe-policy
 
 REQUIRED_DISTRO_FEATURES = "ipe"
 INHIBIT_DEFAULT_DEPS = "1"
-IPE_POLICY_ROLE = "boot"
+IPE_POLICY_ROLE = "${@'reserved' if d.getVar('IPE_SEALED') == '1' else 'boot'}"
 IPE_POLICY_NAME = "ipe-boot"
 IPE_POLICY_TEMPLATE = "allow-initramfs"

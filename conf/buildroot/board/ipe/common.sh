@@ -58,5 +58,17 @@ test_keys() {
 	[ -e "$IPE_WORK/test-keys" ] || ipe_build keys create "$IPE_WORK/test-keys" --organisation Buildroot > /dev/null
 }
 
+# selected SYMBOL: whether a symbol of any kind is y.
+selected() {
+	grep -qx "$1=y" "${BR2_CONFIG:?}"
+}
+
+# update_words: what target and updates agree on, one word each.
+update_words() {
+	echo --compatible "$(br2 UPDATE_COMPATIBLE buildroot)"
+	echo --update-version "$(br2 UPDATE_VERSION 1)"
+	echo --bootloader "$(br2 UPDATE_BOOTLOADER efi)"
+}
+
 IPE_WORK="${BASE_DIR:?}/ipe"
 mkdir -p "$IPE_WORK"

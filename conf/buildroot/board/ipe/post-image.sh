@@ -1,6 +1,7 @@
 #!/bin/sh
 # BR2_ROOTFS_POST_IMAGE_SCRIPT: root hash, signatures, device policy,
-# initramfs, disk image, audit. Result: images/ipe.raw and its parts.
+# initramfs, disk image, audit, flash files, updates. Result: images/ipe.raw and
+# its parts.
 set -eu
 # shellcheck source=/dev/null
 . "$(dirname "$0")/common.sh"
@@ -26,6 +27,11 @@ verity_key=$(key verity)
 verity_cert=$(cert verity)
 policy_key=$(key policy)
 policy_cert=$(cert policy)
+update_key=
+if [ "$(br2 SLOTS)" = y ] && [ -n "$(br2 UPDATE_KEY)" ]; then
+	update_key=$(br2 UPDATE_KEY)
+	update_cert=$(need UPDATE_CERT)
+fi
 config=$(find "${BASE_DIR:?}/build" -maxdepth 2 -path '*/linux-*/.config' 2> /dev/null | head -n 1)
 if [ -n "$config" ]; then
 	ipe_build kernel check "$config" --feature ipe --feature dm-verity-signature --feature "$filesystem"
@@ -49,8 +55,35 @@ ipe_build image initramfs --root-hash cmdline --filesystem "$filesystem" --archi
 	--compiler "$(find "${HOST_DIR:-/nowhere}/bin" -name '*-linux-*gcc' 2> /dev/null | sort | head -n 1 | grep . || echo gcc)" \
 	-o "$images/ipe-initrd" --force
 
+set --
+if [ "$(br2 SLOTS)" = y ]; then
+	set -- --slots --slot-root-mib "$(br2 SLOT_ROOT_MIB 0)"
+fi
 ipe_build image disk "$root" --root-hash "$root.roothash" --verity-sig "$root.verity-sig" --architecture "$architecture" \
-	--kernel "$kernel" --initramfs "$images/ipe-initrd" --no-boot-loader --name buildroot \
+	--kernel "$kernel" --initramfs "$images/ipe-initrd" --no-boot-loader --name buildroot "$@" \
 	--command-line "$(br2 COMMAND_LINE) roothash=$(cat "$root.roothash")" -o "$images/ipe.raw" --force
 
 ipe_build audit "$images/ipe.raw" --json > "$images/ipe-audit.json"
+
+set --
+for kind in bmap zstd partitions sparse; do
+	if [ "$(br2 "$(echo "$kind" | tr '[:lower:]' '[:upper:]')")" = y ]; then
+		set -- "$@" "--$kind"
+	fi
+done
+[ $# -eq 0 ] || ipe_build image flash "$images/ipe.raw" "$@" --force
+
+if [ "$(br2 SLOTS)" = y ]; then
+	# shellcheck disable=SC2046 # words
+	set -- "$images/ipe.raw" $(update_words)
+	ipe_build update config "$@" -o "$images/ipe-update" --force
+	if [ -n "$update_key" ]; then
+		set -- "$@" --key "$update_key" --cert "$update_cert" --force
+		if selected BR2_PACKAGE_RAUC; then
+			ipe_build update rauc "$@" -o "$images/ipe.raucb"
+		fi
+		if selected BR2_PACKAGE_SWUPDATE; then
+			ipe_build update swupdate "$@" -o "$images/ipe.swu"
+		fi
+	fi
+fi
