@@ -13,6 +13,11 @@ if TYPE_CHECKING:
     from ipe_build.host import Host
 
 
+_LARGE_BYTES = 64 << 30
+_HOLES = 16
+"""A root of more than so many bytes is hashed only when at least one byte in so many is stored."""
+
+
 @dataclass(frozen=True, slots=True)
 class TreeCheck:
     """What came of it. `problem` says what is wrong with the tree itself, `data_blocks` are the data blocks that differ from it.
@@ -44,6 +49,14 @@ def check_tree(facts: ImageFacts, host: Host) -> TreeCheck | None:
     return found
 
 
+def _too_sparse(data: Region) -> str:
+    """Returns why a region is not hashed: terabytes of nothing in a small file would take hours."""
+    status = data.path.stat()
+    if data.size_bytes > _LARGE_BYTES and status.st_blocks * 512 * _HOLES < data.size_bytes:
+        return f"it is not hashed: of its {data.size_bytes} bytes the file stores {status.st_blocks * 512}"
+    return ""
+
+
 def _check(root: RootPartitions, data: Region, area: Region, root_hash: bytes, host: Host) -> TreeCheck:
     """Hashes everything."""
     from ipe_build.integrity.check import check_image
@@ -57,6 +70,8 @@ def _check(root: RootPartitions, data: Region, area: Region, root_hash: bytes, h
             return TreeCheck("data or tree do not fit into their partitions", (), (), opens=False)
         if at % parameters.hash_block_size:
             return TreeCheck(f"the tree does not begin at a multiple of {parameters.hash_block_size} bytes", (), (), opens=False)
+        if (problem := _too_sparse(data)) != "":
+            return TreeCheck(problem, (), (), opens=True)
         found = check_image(data.path, area.path, tree, host, data_offset=data.offset_bytes)
     except IpeBuildError as error:
         return TreeCheck(error.message, (), (), opens=False)

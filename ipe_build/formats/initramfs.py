@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from ipe_build.formats.cpio import HEADER_BYTES, MAGIC, MAGIC_CHECKED, PATH_MAX, TRAILER, CpioEntry
 from ipe_build.formats.kernel_compression import COMPRESSIONS, KernelCompression, unpack_stream
 
-MAX_UNPACKED_BYTES = 1 << 30
+MAX_UNPACKED_BYTES = 512 << 20
 MAX_MEMBERS = 1_000_000
 _HEX_DIGITS = frozenset(b"0123456789abcdefABCDEF")
 _MAX_LINKS = 40

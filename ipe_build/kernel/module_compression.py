@@ -14,8 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ipe_build.errors import FormatError, InputError
+from ipe_build.formats import kernel_compression
 from ipe_build.formats.zstd_library import zstd_errors, zstd_library
 
+MAX_MODULE_BYTES = 256 << 20
+"""No module is larger unpacked; a file that says so is a stranger's."""
 _ELF = b"\x7fELF"
 
 
@@ -36,13 +39,18 @@ def _gzip(data: bytes) -> bytes:
     return packer.compress(data) + packer.flush()
 
 
-def _gunzip(data: bytes) -> bytes:
-    unpacker = zlib.decompressobj(wbits=31)
-    unpacked = unpacker.decompress(data) + unpacker.flush()
-    if not unpacker.eof:
-        raise EOFError("compressed data ended too early")
-    if unpacker.unused_data:
-        raise EOFError(f"{len(unpacker.unused_data)} bytes follow the compressed data")
+def _one_stream(name: str) -> Callable[[bytes], bytes]:
+    """Returns what unpacks a single stream that unpacks to a module and nothing larger, with nothing behind it."""
+    row = next(one for one in kernel_compression.COMPRESSIONS if one.name == name)
+
+    def unpacked(data: bytes) -> bytes:
+        found = kernel_compression.unpack_stream(data, row, MAX_MODULE_BYTES)
+        if found.error:
+            raise EOFError(found.error.replace("it ends too early", "compressed data ended too early"))
+        if found.consumed < len(data):
+            raise EOFError(f"{len(data) - found.consumed} bytes follow the compressed data")
+        return found.data
+
     return unpacked
 
 
@@ -50,10 +58,6 @@ def _xz(data: bytes) -> bytes:
     """Returns one xz stream as `xz --check=crc32 --lzma2=dict=1MiB` makes it: the kernel's decoder knows no CRC64."""
     filters = [{"id": lzma.FILTER_LZMA2, "preset": 6, "dict_size": 1 << 20}]
     return lzma.compress(data, lzma.FORMAT_XZ, lzma.CHECK_CRC32, filters=filters)
-
-
-def _unxz(data: bytes) -> bytes:
-    return lzma.decompress(data, lzma.FORMAT_XZ)
 
 
 def _zstd(data: bytes) -> bytes:
@@ -65,20 +69,15 @@ def _zstd(data: bytes) -> bytes:
     return packed
 
 
-def _unzstd(data: bytes) -> bytes:
-    unpacked: bytes = zstd_library().decompress(data)
-    return unpacked
-
-
 def _as_it_is(data: bytes) -> bytes:
     return data
 
 
 COMPRESSIONS: tuple[Compression, ...] = (
     Compression("none", "", _ELF, _as_it_is, _as_it_is),
-    Compression("gz", ".gz", b"\x1f\x8b\x08", _gzip, _gunzip),
-    Compression("xz", ".xz", b"\xfd7zXZ\x00", _xz, _unxz),
-    Compression("zst", ".zst", b"\x28\xb5\x2f\xfd", _zstd, _unzstd),
+    Compression("gz", ".gz", b"\x1f\x8b\x08", _gzip, _one_stream("gzip")),
+    Compression("xz", ".xz", b"\xfd7zXZ\x00", _xz, _one_stream("xz")),
+    Compression("zst", ".zst", b"\x28\xb5\x2f\xfd", _zstd, _one_stream("zstd")),
 )
 
 

@@ -138,7 +138,7 @@ def initramfs(change: Callable[[tuple[CpioEntry, ...]], tuple[CpioEntry, ...]]) 
 def superblock(**changes: object) -> Change:
     def change(facts: ImageFacts) -> ImageFacts:
         assert facts.superblock is not None
-        return replace(facts, superblock=replace(facts.superblock, **changes))  # type: ignore[arg-type]
+        return replace(facts, superblock=facts.superblock._replace(**changes))  # type: ignore[arg-type]
 
     return change
 
