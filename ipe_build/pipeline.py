@@ -31,7 +31,17 @@ from ipe_build.signing.certificates import pem_bundle
 from ipe_build.signing.pending import Pending
 from ipe_build.steps.disk import command_line, make_image, make_init
 from ipe_build.steps.flash import make_flash_outputs, make_update_entries
-from ipe_build.steps.ima import Ima, appraises_mapped_code, check_ima, check_no_ima, ima_entries, ima_finish, ima_integrity, ima_root_key, open_ima
+from ipe_build.steps.ima import (
+    Ima,
+    appraises_mapped_code,
+    check_ima,
+    check_no_ima,
+    ima_entries,
+    ima_finish,
+    ima_integrity,
+    ima_root_key,
+    open_ima,
+)
 from ipe_build.steps.kernel import make_kernel, sign_kernel_modules
 from ipe_build.steps.keys import Keys, open_keys
 from ipe_build.steps.manifest import make_manifest
@@ -236,7 +246,9 @@ def _build_on(ground: Ground, job: Job) -> tuple[bytes, AuditReport, Evidence | 
     with step("disk image"):
         uki = _make_uki(job, kernel, initramfs, signed)
         disk = make_image(config, kernel, initramfs, uki, signed, keys, folder / f"{config.build.name}.raw", host)
-    return _finish(Built(kernel, ground.modules, ground.boot_policy, device, signed, keys, disk, appraised=appraises_mapped_code(ground.ima)), job)
+    return _finish(
+        Built(kernel, ground.modules, ground.boot_policy, device, signed, keys, disk, appraised=appraises_mapped_code(ground.ima)), job
+    )
 
 
 def _build_sealed(job: Job) -> tuple[bytes, AuditReport, Evidence | None]:
