@@ -31,6 +31,17 @@ from ipe_build.signing.certificates import pem_bundle
 from ipe_build.signing.pending import Pending
 from ipe_build.steps.disk import command_line, make_image, make_init
 from ipe_build.steps.flash import make_flash_outputs, make_update_entries
+from ipe_build.steps.ima import (
+    Ima,
+    appraises_mapped_code,
+    check_ima,
+    check_no_ima,
+    ima_entries,
+    ima_finish,
+    ima_integrity,
+    ima_root_key,
+    open_ima,
+)
 from ipe_build.steps.kernel import make_kernel, sign_kernel_modules
 from ipe_build.steps.keys import Keys, open_keys
 from ipe_build.steps.manifest import make_manifest
@@ -38,7 +49,7 @@ from ipe_build.steps.policies import SignedPolicy, foreseen_device_policy, lint_
 from ipe_build.steps.proof import prove
 from ipe_build.steps.provenance import make_bill_of_materials, make_reference_values, make_statement
 from ipe_build.steps.root import VerityRoot, make_probe_entries, make_rootfs, make_verity_root, sign_root
-from ipe_build.steps.seal import check_fixpoint, check_sealed_config, make_unsealed_kernel, seal
+from ipe_build.steps.seal import check_fixpoint, check_sealed_config, make_unsealed_kernel, plain_policy, seal
 from ipe_build.steps.uki import check_uki_config, make_uki, secure_boot_material
 from ipe_build.steps.unfinished import Unfinished, root_key
 
@@ -107,11 +118,15 @@ class Ground:
     modules: bool
     device: SignedPolicy | None
     root: VerityRoot
+    ima: Ima | None
 
 
 @dataclass(frozen=True, slots=True)
 class Built:
-    """The disk image and what it is made of. A sealed image has no device policy and no keys, and its root hash is not signed."""
+    """The disk image and what it is made of. A sealed image has no device policy and no keys, and its root hash is not signed.
+
+    `plain_policy` is the unsigned one that takes over from its boot policy, if any.
+    """
 
     kernel: Kernel
     modules: bool
@@ -120,6 +135,13 @@ class Built:
     root: VerityRoot
     keys: Keys | None
     disk: Disk
+    plain_policy: bytes | None = None
+    appraised: bool = False
+
+    @property
+    def final_policy(self) -> bytes:
+        """Returns the policy that is in force when the device's own first program starts."""
+        return self.device.text if self.device is not None else self.plain_policy or self.boot_policy
 
 
 def build(config: Config, config_file: Path, output: Path, host: Host, *, prove_it: bool = True) -> BuildResult:
@@ -160,6 +182,7 @@ def _ground(job: Job, unfinished: Unfinished) -> Iterator[Ground]:
     probes: tuple[Entry, ...] = ()
     with step("keys"):
         keys = open_keys(config, job.config_file, host)
+        ima = open_ima(config, job.config_file, keys, host)
         (folder / "certificates.pem").write_bytes(pem_bundle(keys.trusted))
     with step("policies"):
         boot_policy = render_policy(config.policy.boot, Role.BOOT, job.config_file)
@@ -170,6 +193,8 @@ def _ground(job: Job, unfinished: Unfinished) -> Iterator[Ground]:
     with step("kernel"):
         built = make_kernel(config, boot_policy, foreseen, keys, job.config_file, host)
         lint_policies(config, boot_policy, foreseen, built, host)
+        if ima is not None:
+            check_ima(config, job.config_file, boot_policy, foreseen, built, host)
         kernel = replace(built, image=copy_to(built.image, folder / "vmlinuz"), config=copy_to(built.config, folder / "kernel.config"))
     with host.scratch() as scratch:
         with step(f"modules ({len(kernel.modules)})"), pending.later():
@@ -178,21 +203,22 @@ def _ground(job: Job, unfinished: Unfinished) -> Iterator[Ground]:
             probes = make_probe_entries(config, kernel, keys, host)
         pending.stop()
         policies = (Entry.file(policy_path(config).strip("/"), device.signed),) if device is not None else ()
-        more = (*modules, *probes, *policies, *make_update_entries(config))
-        key = root_key(config, more, host)
-        root = unfinished.take(key, folder / f"{config.build.name}.{config.rootfs.filesystem}") or _make_root(more, job)
+        more = (*modules, *probes, *policies, *make_update_entries(config), *ima_entries(ima))
+        key = root_key(config, more, host, ima_root_key(config, ima))
+        root = unfinished.take(key, folder / f"{config.build.name}.{config.rootfs.filesystem}") or _make_root(more, job, ima)
     try:
-        yield Ground(keys, boot_policy, kernel, bool(modules), device, root)
+        yield Ground(keys, boot_policy, kernel, bool(modules), device, root, ima)
     except SignaturePendingError:
         unfinished.keep(key, root, host)
         raise
 
 
-def _make_root(more: tuple[Entry, ...], job: Job) -> VerityRoot:
-    """Returns the root filesystem, with `more` in it, and its hash tree."""
+def _make_root(more: tuple[Entry, ...], job: Job, ima: Ima | None = None) -> VerityRoot:
+    """Returns the root filesystem, with `more` in it and its files signed if `ima` says so, and its hash tree."""
     config, host = job.config, job.host
     with host.progress.step(f"root filesystem ({config.rootfs.filesystem})"):
-        filesystem = make_rootfs(config, more, job.folder / f"{config.build.name}.{config.rootfs.filesystem}", host)
+        place = job.folder / f"{config.build.name}.{config.rootfs.filesystem}"
+        filesystem = make_rootfs(config, more, place, host, ima_finish(config, ima, host))
     with host.progress.step(f"verity ({human_bytes(filesystem.size_bytes)})"):
         return make_verity_root(config, filesystem, host)
 
@@ -216,11 +242,13 @@ def _build_on(ground: Ground, job: Job) -> tuple[bytes, AuditReport, Evidence | 
     (folder / f"{config.policy.device.name}.pol").write_bytes(device.text)
     (folder / f"{config.policy.device.name}.p7b").write_bytes(device.signed)
     with step("initramfs"):
-        initramfs = make_init(config, signed, device, folder / "initrd", host)
+        initramfs = make_init(config, signed, device, folder / "initrd", host, integrity=ima_integrity(config, ground.ima))
     with step("disk image"):
         uki = _make_uki(job, kernel, initramfs, signed)
         disk = make_image(config, kernel, initramfs, uki, signed, keys, folder / f"{config.build.name}.raw", host)
-    return _finish(Built(kernel, ground.modules, ground.boot_policy, device, signed, keys, disk), job)
+    return _finish(
+        Built(kernel, ground.modules, ground.boot_policy, device, signed, keys, disk, appraised=appraises_mapped_code(ground.ima)), job
+    )
 
 
 def _build_sealed(job: Job) -> tuple[bytes, AuditReport, Evidence | None]:
@@ -228,6 +256,7 @@ def _build_sealed(job: Job) -> tuple[bytes, AuditReport, Evidence | None]:
     config, folder, host = job.config, job.folder, job.host
     step = host.progress.step
     check_sealed_config(config, job.config_file)
+    check_no_ima(config, job.config_file)
     with step("kernel"):
         unsealed = make_unsealed_kernel(config, job.config_file, host)
         unsealed = replace(unsealed, config=copy_to(unsealed.config, folder / "kernel.config"))
@@ -237,14 +266,17 @@ def _build_sealed(job: Job) -> tuple[bytes, AuditReport, Evidence | None]:
     with step("seal"):
         policy, kernel = seal(config, job.config_file, unsealed, root, folder, host)
         (folder / f"{config.policy.boot.name}.pol").write_bytes(policy)
+        later = plain_policy(config, job.config_file, root)
+        if later is not None:
+            (folder / f"{config.policy.device.name}.pol").write_bytes(later)
     with step("initramfs"):
-        initramfs = make_init(config, root, None, folder / "initrd", host)
+        initramfs = make_init(config, root, None, folder / "initrd", host, plain_policy=later)
     with step("disk image"):
         uki = _make_uki(job, kernel, initramfs, root)
         disk = make_image(config, kernel, initramfs, uki, root, None, folder / f"{config.build.name}.raw", host)
     with step("fixpoint"):
         check_fixpoint(disk, root.tree.root_hash, host)
-    return _finish(Built(kernel, bool(modules), policy, None, root, None, disk), job)
+    return _finish(Built(kernel, bool(modules), policy, None, root, None, disk, later), job)
 
 
 def _make_uki(job: Job, kernel: Kernel, initramfs: Path, root: VerityRoot) -> Path | None:
@@ -275,9 +307,9 @@ def _finish(built: Built, job: Job) -> tuple[bytes, AuditReport, Evidence | None
     if not (job.prove_it and config.boot.probes) or report.failed:
         return root.tree.root_hash, report, None
     with step("boot and probe"):
-        policy = device.text if device is not None else built.boot_policy
+        policy = built.final_policy
         secure_boot = secure_boot_material(config, job.config_file, host)
-        evidence = prove(config, disk.path, policy, keys, built.modules, host, secure_boot=secure_boot)
+        evidence = prove(config, disk.path, policy, keys, built.modules, host, secure_boot=secure_boot, appraised=built.appraised)
         _write_json(folder / "evidence.json", evidence_value(evidence))
     return root.tree.root_hash, report, evidence
 

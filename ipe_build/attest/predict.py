@@ -4,7 +4,7 @@ Who measures what, each seen in event logs of real boots (tests/boot/test_attest
 
     PCR 7   firmware: the Secure Boot variables, a separator, then each db entry that authorised a program, once
     PCR 4   firmware: "Calling EFI Application from Boot Option", a separator, then the Authenticode digest of every program it loads;
-            a stub has firmware load the kernel inside a UKI (not in systemd 262)
+            a stub has firmware load the kernel inside a UKI (not under Secure Boot, and not in systemd 262)
     PCR 11  systemd-stub: for each section of the UKI its name, then its content
     PCR 12  systemd-boot: the load options of what it starts; a stub: load options, credentials and extensions that come from outside
     PCR 9   the kernel's own EFI stub: its load options, then the initramfs it was given
@@ -112,7 +112,7 @@ class _Predictor:
         if chain.loader is not None:
             yield self._program("boot loader", chain.loader.name, chain.loader.data)
         if chain.is_uki:
-            yield from self._uki(chain.image, through_loader=chain.loader)
+            yield from self._uki(chain.image, through_loader=chain.loader, secure_boot=secure_boot.is_on)
         else:
             yield from self._entry(chain)
 
@@ -138,8 +138,11 @@ class _Predictor:
         if chain.initrd:
             yield self._hashed(9, EventType.EV_EVENT_TAG, "initramfs", chain.initrd[1])
 
-    def _uki(self, uki: EfiProgram, *, through_loader: EfiProgram | None) -> Iterator[ExpectedEvent]:
-        """A UKI. A boot loader of systemd 252 passes its command line on as load options, and both it and the stub measure that."""
+    def _uki(self, uki: EfiProgram, *, through_loader: EfiProgram | None, secure_boot: bool) -> Iterator[ExpectedEvent]:
+        """A UKI. A boot loader of systemd 252 passes its command line on as load options, and both it and the stub measure that.
+
+        Under Secure Boot a stub answers itself for the kernel that it carries: firmware then neither checks nor measures it.
+        """
         row, image = behaviour_of(uki), uki.parsed()
         sections = {name: image.content(found) for name in UKI_SECTIONS if (found := image.section(name))}
         text = uki_command_line(sections.get(".cmdline", b""), uki.name)
@@ -156,7 +159,7 @@ class _Predictor:
             yield self._hashed(11, EventType.EV_IPL, f"section {name}", content)
         if passed_on:
             yield self._hashed(12, EventType.EV_IPL, "the UKI's command line, by the stub", line)
-        if row.loads_kernel_through_firmware:
+        if row.loads_kernel_through_firmware and not secure_boot:
             yield self._program("kernel in the UKI", f"{uki.name}: .linux", sections[".linux"])
         if text:
             yield self._hashed(9, EventType.EV_EVENT_TAG, f"load options: {text}", line)

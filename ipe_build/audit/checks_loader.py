@@ -115,7 +115,7 @@ def ima_signatures(facts: ImageFacts, host: Host) -> Iterator[Outcome]:
         yield unknown("security.ima", "the root filesystem or the kernel could not be read")
         return
     labelled = [one for one in facts.files.tree if one.is_file and SECURITY_IMA in one.xattrs]
-    certificates = [*facts.kernel.certificates, *_certificates(facts.files.tree)] if labelled else []
+    certificates = [*facts.kernel.certificates, *_certificates(facts)] if labelled else []
     wrong = signed = 0
     for one in labelled:
         problem = ""
@@ -135,10 +135,16 @@ def ima_signatures(facts: ImageFacts, host: Host) -> Iterator[Outcome]:
         yield good("security.ima", f"{len(labelled)} files have it, {signed} of them a signature")
 
 
-def _certificates(tree: FileTree) -> Iterator[x509.Certificate]:
-    """Yields the certificates in /etc/keys, where CONFIG_IMA_X509_PATH and IMA's tools look."""
-    for one in (*tree.below("etc/keys", ".der"), *tree.below("etc/keys/ima", ".der")):
+def _certificates(facts: ImageFacts) -> Iterator[x509.Certificate]:
+    """Yields the certificates in /etc/keys of the initramfs (CONFIG_IMA_X509_PATH) and of the root (IMA's tools)."""
+    tree = facts.files.tree if facts.files is not None else None
+    found = [(entry.path, entry.data) for entry in facts.initramfs or () if entry.path.lstrip("./").startswith("etc/keys/")]
+    if tree is not None:
+        found += [
+            (one.path, one.read(_MAX_CERTIFICATE_BYTES)) for one in (*tree.below("etc/keys", ".der"), *tree.below("etc/keys/ima", ".der"))
+        ]
+    for path, data in found:
         try:
-            yield from parse_certificates(one.read(_MAX_CERTIFICATE_BYTES), one.path)
+            yield from parse_certificates(data, path)
         except IpeBuildError:
             continue

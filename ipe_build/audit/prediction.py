@@ -25,7 +25,7 @@ from ipe_build.errors import IpeBuildError
 from ipe_build.formats.verity_sig import parse_verity_signature
 from ipe_build.policy.evaluate import decide
 from ipe_build.policy.facts import Facts
-from ipe_build.policy.model import Policy
+from ipe_build.policy.model import Policy, Rule
 from ipe_build.policy.parser import Role, parse
 from ipe_build.policy.properties import Action, Operation
 from ipe_build.signing.profiles import PROFILES, root_hash_payload
@@ -311,7 +311,9 @@ def _loaded(facts: ImageFacts) -> tuple[Step, Policy | None]:
         found = there.get(key) or _elsewhere(facts, place, inside)
         if found is None:
             return _ends(f"{place} is not there"), active
-        reason, policy = _taken(facts, found, known, active)
+        reason, policy = (
+            _taken_by_path(facts, found.signature, inside, active) if place.endswith(".pol") else _taken(facts, found, known, active)
+        )
         if policy is None:
             return _ends(f"{place}: {reason}"), active
         if PurePosixPath(place).stem != policy.display_name:
@@ -327,6 +329,17 @@ def _elsewhere(facts: ImageFacts, place: str, inside: bool) -> SignedPolicy | No
     path = place.removeprefix("initramfs:").lstrip("/")
     found = facts.find_in_initramfs(path) if inside else (facts.files.tree.find(path) if facts.files is not None else None)
     return opened(path, found.read(MAX_POLICY_BYTES)) if found is not None and found.is_file else None
+
+
+def _taken_by_path(facts: ImageFacts, raw: bytes, inside: bool, active: Policy | None) -> tuple[str, Policy | None]:
+    """Returns the policy in plain text that a kernel with ipe-policy-by-path.patch makes of a file; whether it has it, nothing tells."""
+    assert facts.kernel is not None
+    on = Facts(boot_verified=True) if inside else root_facts(facts, trusted=True)
+    rule = decide(active, Operation.POLICY, on, enabled_in(facts)) if active is not None and on is not None else None
+    if not isinstance(rule, Rule) or rule.action is not Action.ALLOW or not rule.conditions:
+        return "the policy in force vouches for no policy there (op=POLICY)", None
+    policy = parse(raw, facts.kernel.version, Role.DEVICE).policy
+    return ("", policy) if policy is not None else ("the kernel refuses its text", None)
 
 
 def _taken(facts: ImageFacts, signed: SignedPolicy, known: dict[bytes, Policy], active: Policy | None) -> tuple[str, Policy | None]:

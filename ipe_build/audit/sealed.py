@@ -33,10 +33,11 @@ def sealed_by(facts: ImageFacts) -> str:
 
 
 def loads_policies(facts: ImageFacts) -> bool:
-    """Returns whether the image holds a signed policy or its initramfs is told to load one."""
+    """Returns whether the image holds a signed policy or its initramfs is told to load one; a plain text (`.pol`) is no signed one."""
     from ipe_build.audit.checks_policy import signed_policies
 
-    return bool((facts.initramfs_config() or {}).get("policy")) or bool(signed_policies(facts))
+    told = (facts.initramfs_config() or {}).get("policy", ())
+    return any(not place.endswith(".pol") for place in told) or bool(signed_policies(facts))
 
 
 def is_frozen(facts: ImageFacts) -> bool:

@@ -27,6 +27,7 @@ class Layer(StrEnum):
     CAPABILITY = "dropped capability"
     NOBODY = "nobody"
     HARDENING = "kernel hardening"
+    IMA = "IMA appraisal"
 
 
 class Need(StrEnum):
@@ -102,7 +103,7 @@ class Probe:
     """A row: `what` is a sentence's end for people; `plan` is KIND and arguments of the probe program, with {words} of `Facts`.
 
     `capability` is what the kernel demands of the caller for this operation: where the image dropped it, EPERM is expected instead.
-    `keyless` is what must come of it where the kernel has no key at all, when that differs.
+    `keyless` is what must come of it where the kernel has no key at all, when that differs; `appraised` where IMA appraises mapped code.
     """
 
     id: str
@@ -112,6 +113,7 @@ class Probe:
     needs: tuple[Need, ...] = ()
     capability: str = ""
     keyless: Expected | None = None
+    appraised: Expected | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +124,7 @@ class Facts:
     missing: dict[Need, str] = field(default_factory=dict)
     dropped: frozenset[str] = frozenset()
     keyless: bool = False
+    appraised: bool = False
 
 
 def resolve(probe: Probe, facts: Facts) -> Probe | str:
@@ -133,6 +136,8 @@ def resolve(probe: Probe, facts: Facts) -> Probe | str:
         if need in facts.missing:
             return facts.missing[need]
     expected = probe.keyless if facts.keyless and probe.keyless is not None else probe.expected
+    if facts.appraised and probe.appraised is not None:
+        expected = probe.appraised
     if probe.capability and probe.capability in facts.dropped:
         expected = Expected(Outcome.DENIED, Layer.CAPABILITY, f"no process of the device has {probe.capability}", ("EPERM",))
     plan = tuple(word for item in probe.plan for word in _fill_field(item, facts))

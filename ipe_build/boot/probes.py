@@ -82,6 +82,14 @@ PROBES: tuple[Probe, ...] = (
         "mprotect(PROT_EXEC) of a mapped library of the verity root",
         ("mprotect", layout.LIBRARY),
         _allowed(f"it {_ROOT}", _protect("ALLOW", path=layout.LIBRARY)),
+        # Source: security/integrity/ima/ima_main.c (ima_file_mprotect): what was not appraised when it was mapped is not made executable.
+        appraised=_denied(
+            "EPERM",
+            "IMA did not appraise it when it was mapped, and does not do so later, signed or not",
+            _protect("ALLOW", path=layout.LIBRARY),
+            layer=Layer.IMA,
+            message="cause=failed-mprotect",
+        ),
     ),
     Probe(
         "run-copy",

@@ -57,6 +57,7 @@ class BootRequest:
     on_corruption: str = "eio"
     destructive: bool = True
     keyless: bool = False
+    appraised: bool = False
     frozen_initramfs: bool = False
     firmware: bool = False
     secure_boot: SecureBoot | None = None
@@ -128,7 +129,7 @@ def image_facts(request: BootRequest) -> Facts:
             words[name] = given
         else:
             missing[need] = f"no {name} of the image was named"
-    return Facts(words, missing, request.dropped_capabilities, request.keyless)
+    return Facts(words, missing, request.dropped_capabilities, request.keyless, request.appraised)
 
 
 def _resolve(facts: Facts) -> tuple[tuple[Probe, ...], tuple[tuple[Probe, str], ...]]:

@@ -95,6 +95,7 @@ class KeysSection:
     policy: KeySection | None = setting("Signs the device policy. Without it, test keys are made.", None)
     verity: KeySection | None = setting("Signs the root hash. Without it, test keys are made.", None)
     module: KeySection | None = setting("Signs the modules. Without it, test keys are made.", None)
+    ima: KeySection | None = setting("Signs files for IMA and EVM, where [ima] files asks for it. Without it, test keys are made.", None)
     attestation: KeySection | None = setting(
         "Signs the statement of how the image was made (provenance.dsse.json); no device trusts it. Without it a development build is "
         "signed by a test key, another one is not.",
@@ -227,6 +228,11 @@ class DevicePolicySection(PolicySection):
         "and the root filesystem may be a finished image.",
         PolicyPlace.ROOT,
     )
+    signed: bool = setting(
+        "With profile = sealed: `false` puts the policy into the initramfs as plain text, and it takes over from the boot policy. "
+        "The kernel needs our ipe-policy-by-path.patch.",
+        True,
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -311,6 +317,33 @@ class UpdateSection:
     keyring: Path | None = setting("Certificates (PEM) that the device trusts for RAUC bundles: put into the root.", None)
 
 
+class SignedFiles(StrEnum):
+    """Which files of the root get security.ima."""
+
+    NONE = "none"
+    CODE = "code"
+    ALL = "all"
+
+
+@dataclass(frozen=True, slots=True)
+class ImaSection:
+    """`[ima]`: see the keys."""
+
+    files: SignedFiles = setting(
+        "Which files of the root are signed for IMA: none, code (what is run or loaded), or all.", SignedFiles.NONE
+    )
+    policy: str = setting("The IMA policy that ipe-init loads: a template (`ipe-build ima policy --list`) or `file:PATH`.", "code")
+    digest: str | None = setting(
+        "Digest of the signatures; what suits the key when left out.",
+        None,
+        check=_matches("sha256|sha384|sha512", "sha256, sha384 or sha512"),
+    )
+    evm: bool = setting("Also signs attributes, owner and mode (portable EVM), and gives the kernel a certificate for .evm.", False)
+    evm_key: str | None = setting("UUID of the device's partition with EVM's own key, sealed by its TPM or TEE.", None, check=_UUID)
+    evm_provision: bool = setting("Whether a device whose key partition is empty makes a new key at that boot.", False)
+    trusted_source: str = setting("What seals EVM's key: `tpm` or `tee`.", "tpm", check=_matches("tpm|tee", "tpm or tee"))
+
+
 class Accelerator(StrEnum):
     """How QEMU runs the guest's code."""
 
@@ -348,6 +381,7 @@ class Config:
     modules: ModulesSection = section("Kernel modules.", ModulesSection)
     verity: VeritySection = section("The hash tree of the root filesystem.", VeritySection)
     policy: PoliciesSection = section("The boot policy and the device policy.", PoliciesSection)
+    ima: ImaSection = section("Signatures on files, for IMA and EVM.", ImaSection)
     initramfs: InitramfsSection = section("The program between the kernel and the verity root.", InitramfsSection)
     disk: DiskSection = section("The disk image.", DiskSection)
     flash: FlashSection = section("Files for flashing tools, beside the disk image.", FlashSection)

@@ -36,6 +36,7 @@ TOOLS: tuple[Tool, ...] = (
     Tool("e2fsck", "e2fsprogs"),
     Tool("evmctl", "ima-evm-utils"),
     Tool("fakeroot", "fakeroot"),
+    Tool("fastboot", "fastboot"),
     Tool("flex", "flex"),
     Tool("fsck.erofs", "erofs-utils"),
     Tool("fsck.fat", "dosfstools"),

@@ -33,6 +33,9 @@ _COPY_BYTES = 1 << 20
 _MAX_EPOCH = 0xFFFFFFFF
 
 
+Change = Callable[[Rootfs], Rootfs]
+
+
 class FilesystemType(StrEnum):
     """A kind of read-only root filesystem, by the name the kernel mounts it with."""
 
@@ -59,7 +62,7 @@ class FilesystemRequest:
     rules: tuple[PathRule, ...] = ()
     size_bytes: int = 0
     xattrs: bool = True
-    finish: Callable[[Rootfs], Rootfs] | None = None
+    finish: Change | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -134,6 +134,7 @@ VARIABLES: tuple[Variable, ...] = (
     Variable("allow_kexec", False, _flag, "the same for KEXEC_IMAGE and KEXEC_INITRAMFS"),
     Variable("allow_ima_policy", False, _flag, "the same for POLICY (IMA policies loaded by path)"),
     Variable("allow_certificates", False, _flag, "the same for X509_CERT (CONFIG_IMA_X509_PATH, CONFIG_EVM_X509_PATH)"),
+    Variable("policy_by_path", False, _flag, "sealed: the initramfs may hold the policy that takes over, unsigned (our kernel patch)"),
     Variable("enforce", True, _flag, "permissive-then-enforce: whether what no rule allows is denied"),
 )
 _ALLOWED_BY: tuple[tuple[str, tuple[Operation, ...]], ...] = (

@@ -20,6 +20,7 @@ from ipe_build.image.disk import Disk, read_disk
 _MAX_FILE_BYTES = 1 << 30
 _MEASURED_EXTRAS = ("/loader/credentials/", "/loader/addons/")
 _EXTRA_FOLDER = ".extra.d/"
+_TESTED_LOADER = 252
 FirmwareState = Callable[[Sequence[EfiProgram]], SecureBoot]
 """Gives Secure Boot's state, told the programs that firmware must authorise."""
 
@@ -189,6 +190,9 @@ def _notes(chain: BootChain, *, given: bool) -> tuple[str, ...]:
     notes = ["The firmware starts this disk's boot option first, and no other before it: one that fails is measured into PCR 4 too."]
     if not given:
         notes.append("PCR 7: no Secure Boot keys are enrolled (give --variables or --reference-log for a device that has some).")
+    loader = chain.loader.systemd() if chain.loader else None
+    if loader is not None and loader[1] > _TESTED_LOADER:
+        notes.append(f"The boot loader is newer than the one ({_TESTED_LOADER}) whose measurements our tests check by booting it.")
     if chain.is_uki and not behaviour_of(chain.image).verified:
         notes.append("The UKI's stub is newer than the one (252) whose measurements our tests check by booting it.")
     return tuple(notes)

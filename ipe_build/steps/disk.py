@@ -11,6 +11,7 @@ from ipe_build.host import Host
 from ipe_build.image.disk import Disk, DiskRequest, make_disk
 from ipe_build.image.esp import BootEntry
 from ipe_build.image.initramfs import Compression, InitramfsRequest, OnFailure, make_initramfs
+from ipe_build.image.integrity import IntegrityRequest
 from ipe_build.image.slots import SlotRoom
 from ipe_build.image.uki import uki_file
 from ipe_build.kernel.build import Kernel
@@ -28,14 +29,31 @@ def dropped_capabilities(config: Config) -> tuple[str, ...]:
     return tuple(dict.fromkeys((*config.initramfs.drop_capabilities, *more)))
 
 
-def make_init(config: Config, root: VerityRoot, device_policy: SignedPolicy | None, out: Path, host: Host) -> Path:
-    """Step 7. Returns the initramfs: ipe-init and its configuration. Without a device policy the image is sealed."""
+def make_init(
+    config: Config,
+    root: VerityRoot,
+    device_policy: SignedPolicy | None,
+    out: Path,
+    host: Host,
+    *,
+    plain_policy: bytes | None = None,
+    integrity: IntegrityRequest | None = None,
+) -> Path:
+    """Step 7. Returns the initramfs: ipe-init and its configuration. Without a device policy the image is sealed.
+
+    `plain_policy` is the unsigned policy that takes over from a sealed image's boot policy, in a kernel with our patch; `integrity` what
+    is done for IMA and EVM.
+    """
     section = config.initramfs
     carried = device_policy is not None and config.policy.device.place is PolicyPlace.INITRAMFS
     place = f"initramfs:{policy_path(config)}" if carried else policy_path(config)
     extra: tuple[CpioEntry, ...] = ()
     if device_policy is not None and carried:
         extra = (regular_file(policy_path(config).strip("/"), device_policy.signed, mtime=host.source_date_epoch),)
+    policies = (place,) if device_policy is not None else ()
+    if plain_policy is not None:
+        plain = f"{config.rootfs.policies.rstrip('/')}/{config.policy.device.name}.pol"
+        policies, extra = (f"initramfs:{plain}",), (regular_file(plain.strip("/"), plain_policy, mtime=host.source_date_epoch),)
     corruption = {OnCorruption.EIO: (), OnCorruption.RESTART: ("restart_on_corruption",), OnCorruption.PANIC: ("panic_on_corruption",)}
     request = InitramfsRequest(
         root_hash=root.tree.root_hash if section.root_hash == "embedded" else None,
@@ -44,8 +62,9 @@ def make_init(config: Config, root: VerityRoot, device_policy: SignedPolicy | No
         init_from_command_line=section.init_override,
         verity_options=corruption[section.on_corruption],
         signature="none" if device_policy is None else "partition",
-        policies=(place,) if device_policy is not None else (),
+        policies=policies,
         extra=extra,
+        integrity=integrity,
         drop_capabilities=dropped_capabilities(config),
         freeze=device_policy is None,
         on_failure=OnFailure(section.on_failure),

@@ -10,14 +10,14 @@ from pathlib import Path
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from ipe_build.config.schema import Config, KeySection, Profile
+from ipe_build.config.schema import Config, KeySection, Profile, SignedFiles
 from ipe_build.errors import SigningKeyError
 from ipe_build.host import Host
 from ipe_build.host.cache import cache_key
 from ipe_build.signing.backends import open_signer
 from ipe_build.signing.backends.plan import PlanSigner
 from ipe_build.signing.certificate_checks import Severity, check_certificate
-from ipe_build.signing.certificates import KeySet, create_keys, load_keys
+from ipe_build.signing.certificates import IMA_ROLE, KeySet, create_keys, load_keys
 from ipe_build.signing.loading import load_certificates
 from ipe_build.signing.signer import Signer
 
@@ -45,6 +45,23 @@ def make_test_keys(name: str, host: Host) -> KeySet:
     return load_keys(host.cache.entry("test-keys", cache_key(name, str(_TEST_KEYS_BEGIN), str(_TEST_KEYS_DAYS)), make) / "keys")
 
 
+def make_ima_test_keys(host: Host) -> KeySet:
+    """Returns the user's test key for IMA and EVM, with a root of its own, so that builds without IMA do not trust it."""
+
+    def make(folder: Path) -> None:
+        create_keys(
+            folder / "keys",
+            host,
+            not_before=_TEST_KEYS_BEGIN,
+            lifetime_days=_TEST_KEYS_DAYS,
+            organisation="ipe-build IMA",
+            roles=(IMA_ROLE,),
+        )
+
+    key = cache_key("ipe-build IMA", str(_TEST_KEYS_BEGIN), str(_TEST_KEYS_DAYS))
+    return load_keys(host.cache.entry("test-keys", key, make) / "keys")
+
+
 def open_keys(config: Config, config_file: Path, host: Host) -> Keys:
     """Step 1. Returns the signers that the configuration names, test keys for the others, and the trusted certificates.
 
@@ -59,6 +76,8 @@ def open_keys(config: Config, config_file: Path, host: Host) -> Keys:
             raise SigningKeyError("a production build needs a key of its own", where=f"{config_file}: [keys] {missing}")
         test = make_test_keys("ipe-build", host)
         trusted += load_certificates(test.root.certificate)
+    if config.ima.files is not SignedFiles.NONE and config.keys.ima is None:
+        trusted += load_certificates(make_ima_test_keys(host).root.certificate)
     signers = {role: _open_signer(role, section, test, config_file, host) for role, section in named.items()}
     everyone = _unique([*trusted, *(signer.certificate for signer in signers.values())])
     check_certificates(config, everyone, host)

@@ -17,9 +17,20 @@ from ipe_build.steps.keys import Keys, make_test_keys
 
 
 def prove(
-    config: Config, disk: Path, policy: bytes, keys: Keys | None, modules: bool, host: Host, *, secure_boot: SecureBoot | None = None
+    config: Config,
+    disk: Path,
+    policy: bytes,
+    keys: Keys | None,
+    modules: bool,
+    host: Host,
+    *,
+    secure_boot: SecureBoot | None = None,
+    appraised: bool = False,
 ) -> Evidence:
-    """Step 11. Returns what was seen when the image and its damaged copies were booted in QEMU. `policy` is the one in force at the end."""
+    """Step 11. Returns what was seen when the image and its damaged copies were booted in QEMU. `policy` is the one in force at the end.
+
+    `appraised` says that the IMA policy appraises mapped code.
+    """
     foreign = make_test_keys("foreign", host)
     is_here = keys is None or not isinstance(keys.policy, PlanSigner)
     material = PolicyMaterial(policy, keys.policy if keys is not None else None, foreign.pair("policy").signer(host))
@@ -41,6 +52,7 @@ def prove(
         on_corruption=config.initramfs.on_corruption,
         destructive=config.boot.destructive,
         keyless=keys is None,
+        appraised=appraised,
         frozen_initramfs=keys is None,
         firmware=config.boot.firmware,
         secure_boot=secure_boot,

@@ -13,7 +13,7 @@ from ipe_build.boot.guest_files import ModuleFixtures, probe_files
 from ipe_build.config.schema import Config
 from ipe_build.formats.verity_sig import VeritySignature
 from ipe_build.host import Host
-from ipe_build.image.filesystem import FilesystemImage, FilesystemRequest, FilesystemType, make_filesystem
+from ipe_build.image.filesystem import Change, FilesystemImage, FilesystemRequest, FilesystemType, make_filesystem
 from ipe_build.image.rootfs import Entry, PathRule
 from ipe_build.integrity.verity import VerityParameters, VerityTree, format_image
 from ipe_build.kernel.build import Kernel
@@ -73,8 +73,8 @@ def make_probe_entries(config: Config, kernel: Kernel, keys: Keys | None, host: 
     return tuple(Entry.file(file.path.strip("/"), file.data, mode=file.mode) for file in files)
 
 
-def make_rootfs(config: Config, more: tuple[Entry, ...], out: Path, host: Host) -> FilesystemImage:
-    """Step 4. Returns the filesystem image: the source, the files that the configuration adds, and `more`."""
+def make_rootfs(config: Config, more: tuple[Entry, ...], out: Path, host: Host, finish: Change | None = None) -> FilesystemImage:
+    """Step 4. Returns the filesystem image: the source, the files that the configuration adds, and `more`; `finish` may sign them."""
     section = config.rootfs
     files = tuple(
         Entry.file(file.path.strip("/"), file.source, mode=int(file.mode, 8), uid=file.uid, gid=file.gid) for file in section.file
@@ -88,6 +88,7 @@ def make_rootfs(config: Config, more: tuple[Entry, ...], out: Path, host: Host) 
         keep_owners=section.keep_owners,
         additions=(*files, *more),
         rules=rules,
+        finish=finish,
     )
     return make_filesystem(request, out, host)
 

@@ -43,6 +43,9 @@ def check_sealed_config(config: Config, config_file: Path) -> None:
             raise ConfigError("a sealed image has no keys: take it out", where=f"{config_file}: [keys] {name}")
     if config.keys.trusted:
         raise ConfigError("a sealed image trusts no certificate: take it out", where=f"{config_file}: [keys] trusted")
+    if not config.policy.device.signed and not config.kernel.patches and config.kernel.image is None:
+        where = f"{config_file}: [policy.device] signed"
+        raise ConfigError("the kernel takes only signed policies", where=where, hint="[kernel] patches: ipe-policy-by-path.patch")
     if config.initramfs.root_hash != "embedded":
         where = f"{config_file}: [initramfs] root_hash"
         raise ConfigError("a sealed image names its root hash itself", where=where, hint='root_hash = "embedded"')
@@ -75,7 +78,7 @@ def seal(config: Config, config_file: Path, unsealed: Kernel, root: VerityRoot, 
     Raises: InputError when the policy cannot do what it says in this kernel, or does not fit into it.
     """
     pinned = (root.tree.parameters.hash_name, root.tree.root_hash)
-    policy = render_policy(config.policy.boot, Role.BOOT, config_file, pinned)
+    policy = _boot_policy(config, config_file, pinned)
     _lint(config, policy, unsealed, host)
     image = root.filesystem.path
     image.with_name(f"{image.name}.roothash").write_text(f"{root.tree.root_hash.hex()}\n", "utf-8")
@@ -117,11 +120,26 @@ def check_fixpoint(disk: Disk, root_hash: bytes, host: Host) -> None:
         raise VerificationError("the initramfs opens another root than the kernel's boot policy pins", where=str(disk.path))
 
 
+def plain_policy(config: Config, config_file: Path, root: VerityRoot) -> bytes | None:
+    """Step 6. Returns the unsigned policy that takes over at the end of the initramfs; None where the boot policy stays in force."""
+    if config.policy.device.signed:
+        return None
+    return render_policy(config.policy.device, Role.DEVICE, config_file, (root.tree.parameters.hash_name, root.tree.root_hash))
+
+
+def _boot_policy(config: Config, config_file: Path, pinned: tuple[str, bytes]) -> bytes:
+    """Returns the boot policy for a root hash; where an unsigned policy takes over, it vouches for that too."""
+    section = config.policy.boot
+    if not config.policy.device.signed:
+        section = replace(section, variables={"policy_by_path": "true", **section.variables})
+    return render_policy(section, Role.BOOT, config_file, pinned)
+
+
 def _request(config: Config, config_file: Path) -> KernelRequest:
     """Returns the kernel to build: that of the configuration, with the feature `sealed`."""
     section = config.kernel
     algorithm = config.verity.hash
-    foreseen = render_policy(config.policy.boot, Role.BOOT, config_file, (algorithm, bytes(find_hash(algorithm).digest_size)))
+    foreseen = _boot_policy(config, config_file, (algorithm, bytes(find_hash(algorithm).digest_size)))
     return kernel_request(
         section.source or DEBIAN_SOURCE,
         board=section.board,

@@ -75,13 +75,14 @@ class Unfinished:
             shutil.rmtree(self.folder)
 
 
-def root_key(config: Config, more: Iterable[Entry], host: Host) -> str:
+def root_key(config: Config, more: Iterable[Entry], host: Host, signed_by: tuple[str, ...] = ()) -> str:
     """Returns a digest of all that the root filesystem and its tree follow from.
 
-    That is the configuration, the source's files as their status says (size, times, mode, owner), and the content of what is added.
+    That is the configuration, the source's files as their status says (size, times, mode, owner), the content of what is added, and
+    who signs the files.
     """
     section = config.rootfs
-    parts = [__version__, config.build.name, str(host.source_date_epoch), repr(section), repr(config.verity)]
+    parts = [__version__, config.build.name, str(host.source_date_epoch), repr(section), repr(config.verity), *signed_by]
     parts += [_status(path) for place in (section.source, *(one.source for one in section.file)) for path in _walk(place)]
     for entry in more:
         content = entry.content.read_bytes() if isinstance(entry.content, Path) else entry.content

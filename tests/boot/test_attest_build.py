@@ -5,16 +5,22 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from ipe_build.attest.dsse import parse_envelope
+from ipe_build.attest.dsse import parse_envelope, verify_envelope
 from ipe_build.attest.reference import read_reference_values
 from ipe_build.cli import main
+from ipe_build.config import load_config
+from ipe_build.config.schema import KeySection, Profile
+from ipe_build.errors import SigningKeyError
 from ipe_build.host import Host
+from ipe_build.signing.certificates import KeySet
+from ipe_build.signing.loading import load_certificate
 from ipe_build.steps.attest import measure_image
-from ipe_build.steps.provenance import attestation_test_key
+from ipe_build.steps.provenance import attestation_test_key, make_statement
 from tests.fixtures.demo import ipe_build
 
 pytestmark = pytest.mark.slow
@@ -81,3 +87,22 @@ def test_statement_made_anew_from_the_configuration_is_the_build_s_own(
     words = ["attest", "statement", str(copy), "-c", str(demo_config), "--key", f"file:{pair}"]
     assert main([*words, "--cert", str(pair.with_name("attestation.cert.pem")), "--quiet"]) == 0
     assert (copy / "provenance.dsse.json").read_bytes() == (demo_build / "provenance.dsse.json").read_bytes()
+
+
+def test_named_key_signs_a_production_build_has_no_test_key_and_none_signs_nothing(
+    demo_build: Path, demo_config: Path, test_keys: KeySet, host: Host, tmp_path: Path
+):
+    copy = tmp_path / "copy"
+    shutil.copytree(demo_build, copy)
+    place = copy / "provenance.dsse.json"
+    config = load_config(demo_config)
+    pair = test_keys.pair("policy")
+    named = replace(config, keys=replace(config.keys, attestation=KeySection(pair.uri, pair.certificate)))
+    make_statement(named, demo_config, "6.12", copy, host)
+    assert verify_envelope(parse_envelope(place.read_bytes()), [load_certificate(pair.certificate)]) == load_certificate(pair.certificate)
+    production = replace(named, build=replace(config.build, profile=Profile.PRODUCTION))
+    with pytest.raises(SigningKeyError, match="TEST"):
+        make_statement(production, demo_config, "6.12", copy, host)
+    place.unlink()
+    make_statement(replace(production, keys=config.keys), demo_config, "6.12", copy, host)
+    assert not place.exists()

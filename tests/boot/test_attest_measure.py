@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from ipe_build.attest.predict import REFERENCE_PCRS
+from ipe_build.formats.cpio import regular_file
 from ipe_build.formats.tpm_event_log import build_event_log, parse_event_log, replay
+from ipe_build.host import Host
+from ipe_build.image.disk import make_disk
+from ipe_build.image.esp import BootEntry
+from ipe_build.image.filesystem import FilesystemType
+from ipe_build.image.initramfs import InitramfsRequest, make_initramfs
 from ipe_build.steps.attest import measure_image
-from tests.fixtures.attest import COMMAND_LINE, MeasuredBooter, Quoted, assert_measured
+from tests.fixtures.attest import COMMAND_LINE, MeasuredBooter, MeasuredImage, Quoted, assert_measured
 
 pytestmark = [pytest.mark.boot, pytest.mark.slow]
 IMA_PCR = 10
@@ -55,3 +62,39 @@ def test_event_log_of_the_boot_leads_to_the_tpms_pcrs_and_is_rebuilt_byte_for_by
 
 def test_the_sha1_bank_is_off(quoted: Quoted):
     assert set(quoted.boot.pcrs) == {"sha256", "sha384"}
+
+
+def test_changed_byte_of_kernel_root_hash_policy_or_command_line_changes_its_pcr(measured_parts: MeasuredImage, tmp_path: Path, host: Host):
+    """By prediction, on a whole image; that predictions are what is measured is shown by the boots above."""
+    entry = measured_parts.request.entry
+    assert entry is not None
+    kernel = bytearray(measured_parts.kernel.read_bytes())
+    kernel[len(kernel) // 2] ^= 1
+    (tmp_path / "kernel").write_bytes(kernel)
+
+    def initramfs(name: str, root_hash: bytes, policy: bytes) -> Path:
+        made = InitramfsRequest(
+            root_hash,
+            FilesystemType.EROFS,
+            policies=("initramfs:/etc/ipe/ipe-policy.p7b",),
+            extra=(regular_file("etc/ipe/ipe-policy.p7b", policy),),
+        )
+        return make_initramfs(made, tmp_path / name, host).path
+
+    root_hash = measured_parts.request.root_hash
+    plain = replace(entry, initramfs=initramfs("plain", root_hash, b"policy"))
+    variants = {
+        "kernel (boot policy, keys)": (replace(plain, kernel=tmp_path / "kernel"), {4}),
+        "root hash": (replace(plain, initramfs=initramfs("hash", bytes([root_hash[0] ^ 1]) + root_hash[1:], b"policy")), {9}),
+        "policy": (replace(plain, initramfs=initramfs("policy", root_hash, b"Policy")), {9}),
+        "command line": (replace(plain, command_line=f"{COMMAND_LINE} x"), {9, 12}),
+    }
+
+    def pcrs(name: str, changed: BootEntry) -> dict[int, bytes]:
+        make_disk(replace(measured_parts.request, entry=changed), tmp_path / f"{name[:4]}.raw", host)
+        return measure_image(tmp_path / f"{name[:4]}.raw").pcrs["sha384"]
+
+    good = pcrs("good", plain)
+    for name, (changed, wanted) in variants.items():
+        found = pcrs(name, changed)
+        assert {pcr for pcr in REFERENCE_PCRS if found[pcr] != good[pcr]} == wanted, name

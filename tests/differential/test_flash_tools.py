@@ -6,6 +6,7 @@ import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from random import Random
 from uuid import UUID
 
 import pytest
@@ -17,8 +18,9 @@ from ipe_build.image.esp import BootEntry
 from ipe_build.image.flash import FlashRequest, make_flash_files
 from ipe_build.image.used import used_areas
 from ipe_build.integrity.verity import VerityParameters, format_image, verify_image
+from tests.fixtures.fastboot import FastbootDevice
 
-ZEROS_IN_THE_MIDDLE = (b"root" * 1024) * 40 + bytes(4096 * 300) + (b"more" * 1024) * 7 + bytes(4096 * 20)
+ZEROS_IN_THE_MIDDLE = Random(1).randbytes(4096 * 40) + bytes(4096 * 300) + Random(2).randbytes(4096 * 7) + bytes(4096 * 20)
 
 
 def call(*words: str | Path) -> subprocess.CompletedProcess[bytes]:
@@ -204,3 +206,41 @@ def test_the_flash_script_writes_each_partition_by_its_name(disk: Disk, host: Ho
     written = subprocess.run([script, "card", tmp_path / "card"], capture_output=True)
     assert written.returncode == 0, written.stderr
     assert (tmp_path / "card").read_bytes() == disk.path.read_bytes()
+
+
+@pytest.mark.parametrize("sparse", [False, True])
+def test_fastboot_flashes_every_partition(
+    disk: Disk, host: Host, need, tmp_path: Path, fastboot_device: FastbootDevice, sparse: bool
+) -> None:
+    """The real program, with a device that takes 128 KiB at a time: it cuts larger files up itself."""
+    program = need("fastboot")
+    files = make_flash_files(disk, tmp_path, FlashRequest(False, False, partitions=True, sparse=sparse), host)
+    environment = {"FASTBOOT": str(program), "ANDROID_SERIAL": fastboot_device.serial, "PATH": "/usr/bin:/bin", "HOME": str(tmp_path)}
+    done = subprocess.run([files[-1], "fastboot", "--gpt"], env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    pieces: dict[str, list[bytes]] = {}
+    for name, data in fastboot_device.flashed:
+        pieces.setdefault(name, []).append(data)
+    raw = disk.path.read_bytes()
+    assert pieces.pop("gpt") == [raw[: 34 * 512]]
+    assert set(pieces) == {partition.name for partition in disk.table.partitions}
+    assert len(pieces["root-x86-64"]) > 1, "larger than the device takes at once"
+    for partition in disk.table.partitions:
+        content = raw[partition.offset_bytes : partition.end_bytes]
+        got = written(pieces[partition.name], tmp_path, need)
+        assert got == content[: len(got)] and not any(content[len(got) :]) and got
+
+
+def written(pieces: list[bytes], folder: Path, need) -> bytes:
+    """What a device holds after these pieces: sparse files are unpacked by simg2img, others are taken as they are."""
+    if not pieces[0].startswith(b"\x3a\xff\x26\xed"):
+        assert len(pieces) == 1
+        return pieces[0]
+    files = []
+    for number, piece in enumerate(pieces):
+        files.append(folder / f"piece{number}")
+        files[-1].write_bytes(piece)
+    assert call(need("simg2img"), *files, folder / "written").returncode == 0
+    data = (folder / "written").read_bytes()
+    (folder / "written").unlink()
+    return data

@@ -90,6 +90,16 @@ def test_secure_boot_variables_and_authorities_are_in_pcr_7_alone():
     assert (SETUP_MODE.is_on, other.is_on) == (False, True)
 
 
+def test_kernel_in_a_uki_is_not_measured_by_firmware_under_secure_boot():
+    on = replace(SETUP_MODE, variables=(replace(SETUP_MODE.variables[0], data=b"\1"), *SETUP_MODE.variables[1:]))
+    chain = BootChain(None, EfiProgram("u", uki()))
+    programs = {
+        state: [event.what.split()[0] for event in predict(chain, given) if event.pcr == 4]
+        for state, given in (("off", SETUP_MODE), ("on", on))
+    }
+    assert programs == {"off": ["firmware", "separator", "UKI", "kernel"], "on": ["firmware", "separator", "UKI"]}
+
+
 def test_variable_is_measured_as_uefi_variable_data():
     guid = UUID("8be4df61-93ca-11d2-aa0d-00e098032b8c")
     wanted = "61dfe48bca93d211aa0d00e098032b8c0200000000000000010000000000000050004b0001"

@@ -12,6 +12,7 @@ import pytest
 from ipe_build.audit.checks import CHECKS
 from ipe_build.boot.damage import DAMAGES, FIRMWARE
 from ipe_build.boot.probes import PROBES
+from ipe_build.boot.secure_boot_proof import SECURE_BOOTS
 from ipe_build.cli import VERBS
 
 ROOT = Path(__file__).parents[2]
@@ -19,7 +20,7 @@ PAGES = ("threat-model.md", "attestation.md")
 _CODE = re.compile(r"`([^`\n]+)`")
 _NAMED = {
     "probe": {probe.id for probe in PROBES},
-    "boot": {damage.id for damage in (*DAMAGES, FIRMWARE)},
+    "boot": {damage.id for damage in (*DAMAGES, FIRMWARE, *(row.damage for row in SECURE_BOOTS))},
     "check": {check.id for check in CHECKS},
 }
 

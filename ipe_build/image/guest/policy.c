@@ -99,15 +99,25 @@ static const char *policy_failure(int error)
 	}
 }
 
-static void load_policy(const char *path)
+/* A policy in plain text, of which the kernel is told the path (our patch of the kernel): the policy in force has to vouch for the file. */
+static int load_unsigned(const char *path)
 {
-	char name[256], node[512];
+	char place[512];
+	const char *inside = strncmp(path, "initramfs:", 10) ? NULL : path + 10;
+	int size = snprintf(place, sizeof(place), "%s%s", inside ? "" : SYSROOT, inside ? inside : path);
+
+	if (size >= (int)sizeof(place))
+		fatal("policy", "%s: is too long", path);
+	return write_file(IPE "/new_policy", place, (size_t)size);
+}
+
+static int load_signed(const char *path, const char *name)
+{
+	char node[512];
 	size_t size;
 	char *policy;
-	int fd, error;
+	int fd = open_policy_file(path);
 
-	name_of_policy(path, name, sizeof(name));
-	fd = open_policy_file(path);
 	if (fd < 0)
 		fatal("policy", "%s: %s", path, strerror(errno));
 	policy = read_whole("policy", fd, path, MAX_POLICY, &size);
@@ -116,7 +126,27 @@ static void load_policy(const char *path)
 	snprintf(node, sizeof(node), IPE "/policies/%s/update", name);
 	if (access(node, F_OK))
 		snprintf(node, sizeof(node), IPE "/new_policy");
-	error = write_file(node, policy, size);
+	return write_file(node, policy, size);
+}
+
+static bool is_plain_text(const char *path)
+{
+	const char *suffix = strrchr(path, '.');
+
+	return suffix && !strcmp(suffix, ".pol");
+}
+
+static void load_policy(const char *path)
+{
+	char name[256], node[512];
+	int error;
+
+	name_of_policy(path, name, sizeof(name));
+	error = is_plain_text(path) ? load_unsigned(path) : load_signed(path, name);
+	if (error == -EBADMSG && is_plain_text(path))
+		fatal("policy", "%s: the kernel does not understand it, or takes no paths (it lacks ipe-policy-by-path.patch)", path);
+	if (error == -EACCES && is_plain_text(path))
+		fatal("policy", "%s: no rule op=POLICY of the policy in force vouches for it", path);
 	if (error)
 		fatal("policy", "%s: %s", path, policy_failure(error));
 	snprintf(node, sizeof(node), IPE "/policies/%s/active", name);
