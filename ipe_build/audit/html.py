@@ -241,7 +241,7 @@ def _entries(report: AuditReport, portrait: Portrait) -> list[EntryCard]:
     for one in report.predictions:
         good, wrong = (one.boots, one.enforces) == (Yes.YES, Yes.YES), Yes.NO in (one.boots, one.enforces)
         ends = {Yes.YES: "", Yes.NO: f": it ends at the stage “{one.stage}”", Yes.UNKNOWN: f" from the stage “{one.stage}” on"}[one.boots]
-        why = "" if one.boots is Yes.YES else f"{one.why[:1].upper()}{one.why[1:]}."
+        why = "" if one.boots is Yes.YES else f"Reason: {one.why}."
         failed = (found for found in report.findings if found.verdict is Verdict.FAIL and found.severity is Severity.ERROR)
         errors = sum(one.entry in found.entries for found in failed)
         cards.append(

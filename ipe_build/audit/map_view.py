@@ -23,13 +23,17 @@ _PALETTE = {Answer.ADMITTED: 6, Answer.REFUSED: 3, Answer.UNJUDGED: 1}
 
 @dataclass(frozen=True, slots=True)
 class RuleRow:
-    """A rule that decides about some program of the image: its number on the page, its colour's class, what it decides about."""
+    """A rule that decides about some program of the image: its number on the page, its colour's class, what it decides about.
+
+    `note` is what all these programs have in common besides.
+    """
 
     number: int
     ruling: Ruling
     colour: str
     count: int
     size_bytes: int
+    note: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +87,9 @@ def _rules(programs: tuple[Program, ...]) -> tuple[RuleRow, ...]:
     size: Counter[Ruling] = Counter()
     for one in programs:
         size[one.ruling] += one.size_bytes
+    notes: dict[Ruling, set[str]] = {}
+    for one in programs:
+        notes.setdefault(one.ruling, set()).add(one.note)
     order = list(Answer)
     ranked = sorted(count, key=lambda one: (-order.index(one.answer), -size[one], one.judge, one.line, one.rule))
     ranked.sort(key=lambda one: one.answer is not Answer.REFUSED)
@@ -91,7 +98,8 @@ def _rules(programs: tuple[Program, ...]) -> tuple[RuleRow, ...]:
     for number, ruling in enumerate(ranked):
         shade = min(used[ruling.answer], _PALETTE[ruling.answer] - 1)
         used[ruling.answer] += 1
-        rows.append(RuleRow(number, ruling, f"{ruling.answer}-{shade}", count[ruling], size[ruling]))
+        note = next(iter(notes[ruling])) if len(notes[ruling]) == 1 else ""
+        rows.append(RuleRow(number, ruling, f"{ruling.answer}-{shade}", count[ruling], size[ruling], note))
     return tuple(rows)
 
 
