@@ -47,7 +47,7 @@ from ipe_build.steps.keys import Keys, open_keys
 from ipe_build.steps.manifest import make_manifest
 from ipe_build.steps.policies import SignedPolicy, foreseen_device_policy, lint_policies, policy_path, render_policy, sign_device_policy
 from ipe_build.steps.proof import prove
-from ipe_build.steps.provenance import make_bill_of_materials, make_reference_values, make_statement
+from ipe_build.steps.provenance import make_bill_of_materials, make_reference_values, make_statement, materials
 from ipe_build.steps.root import VerityRoot, make_probe_entries, make_rootfs, make_verity_root, sign_root
 from ipe_build.steps.seal import check_fixpoint, check_sealed_config, make_unsealed_kernel, plain_policy, seal
 from ipe_build.steps.uki import check_uki_config, make_uki, secure_boot_material
@@ -298,12 +298,13 @@ def _finish(built: Built, job: Job) -> tuple[bytes, AuditReport, Evidence | None
         (folder / "audit.html").write_text(render_html(report, portrait), encoding="utf-8")
     with step("reference values"):
         make_reference_values(disk.path, folder, host)
-        make_bill_of_materials(config, job.config_file, built.kernel.release, folder, host)
+        made_from = materials(config, job.config_file)
+        make_bill_of_materials(config, made_from, built.kernel.release, folder, host)
     with step("manifest"):
         manifest = make_manifest(config, job.config_file, built.kernel, built.boot_policy, device, root, keys, host)
         (folder / FILE_NAME).write_bytes(manifest.to_bytes())
     with step("provenance"):
-        make_statement(config, job.config_file, built.kernel.release, folder, host)
+        make_statement(config, job.config_file, made_from, built.kernel.release, folder, host)
     if not (job.prove_it and config.boot.probes) or report.failed:
         return root.tree.root_hash, report, None
     with step("boot and probe"):

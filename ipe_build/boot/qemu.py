@@ -52,6 +52,7 @@ class _Architecture(NamedTuple):
 
 ARCHITECTURES: dict[str, _Architecture] = {
     "x86-64": _Architecture("qemu-system-x86_64", "q35", "max", ("/usr/share/OVMF/OVMF_CODE_4M.fd", "/usr/share/OVMF/OVMF_VARS_4M.fd")),
+    "arm64": _Architecture("qemu-system-aarch64", "virt", "max", ("/usr/share/AAVMF/AAVMF_CODE.fd", "/usr/share/AAVMF/AAVMF_VARS.fd")),
 }
 
 

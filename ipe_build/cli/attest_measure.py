@@ -24,6 +24,7 @@ def configure(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
     state = measure.add_mutually_exclusive_group()
     state.add_argument("--variables", type=Path, metavar="FILE", help="the firmware's variables (OVMF_VARS.fd): Secure Boot's keys")
     state.add_argument("--reference-log", type=Path, metavar="LOG", help="event log of a device known to be good, for PCR 7")
+    measure.add_argument("--entry", default="", metavar="NAME", help="the boot entry's file name, of an image with several")
     measure.add_argument("-o", "--output", type=Path, metavar="OUT.json", help="write the reference values")
     measure.add_argument("--pcrlock", type=Path, metavar="OUT", help="write them for systemd-pcrlock")
     measure.add_argument("--corim", type=Path, metavar="OUT", help="write them as CoRIM (experimental: a draft)")
@@ -32,7 +33,7 @@ def configure(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
 
 def run(arguments: argparse.Namespace, host: Host) -> Outcome:
     """Returns the reference values, and writes the files that were asked for."""
-    values = measure_image(arguments.image, firmware=_firmware(arguments))
+    values = measure_image(arguments.image, firmware=_firmware(arguments), entry=arguments.entry)
     for path, content in (
         (arguments.output, values.to_bytes),
         (arguments.pcrlock, values.to_pcrlock),

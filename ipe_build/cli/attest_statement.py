@@ -76,14 +76,15 @@ def _new_statement(arguments: argparse.Namespace, host: Host) -> bytes:
     """Returns a statement about the folder as it is, made from the configuration's inputs."""
     from ipe_build.attest.manifest import FILE_NAME as MANIFEST_NAME
     from ipe_build.config import load_config
-    from ipe_build.steps.provenance import new_statement
+    from ipe_build.steps.provenance import materials, new_statement
 
     place = arguments.folder / MANIFEST_NAME
     try:
         release = str(json.loads(_read(place))["kernel"]["release"])
     except (ValueError, KeyError, TypeError) as error:
         raise FormatError("wanted a manifest of ipe-build", where=str(place)) from error
-    return new_statement(load_config(arguments.config), arguments.config, release, arguments.folder, host).to_bytes()
+    config = load_config(arguments.config)
+    return new_statement(config, materials(config, arguments.config), release, arguments.folder, host).to_bytes()
 
 
 def _read(path: Path) -> bytes:

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from uuid import NAMESPACE_URL, UUID, uuid5
 
+from cryptography.hazmat.primitives.serialization import Encoding
+
 from ipe_build.cli import Outcome, image_flash, image_uki
 from ipe_build.errors import InputError, UsageError
 from ipe_build.formats.cpio import CpioEntry, regular_file
@@ -16,10 +18,12 @@ from ipe_build.image.disk import Disk, DiskRequest, make_disk
 from ipe_build.image.esp import BootEntry
 from ipe_build.image.filesystem import MAKERS, FilesystemRequest, FilesystemType, make_filesystem
 from ipe_build.image.initramfs import CAPABILITIES, VERITY_OPTIONS, Compression, InitramfsRequest, OnFailure, make_initramfs
+from ipe_build.image.integrity import IntegrityRequest, TrustedSource
 from ipe_build.image.rootfs import Entry, PathRule
 from ipe_build.image.slots import SlotRoom
 from ipe_build.image.uki import uki_file
 from ipe_build.kernel.module_order import modules_in_order
+from ipe_build.signing.loading import load_certificate
 
 if TYPE_CHECKING:
     from ipe_build.host import Host
@@ -96,6 +100,14 @@ def _configure_initramfs(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--wait", type=int, default=10, metavar="SECONDS", help="how long to wait for a partition (default: 10)")
     parser.add_argument("--compression", choices=[str(name) for name in Compression], default="gzip", help="default: gzip")
     parser.add_argument("--compiler", default="gcc", metavar="PROGRAM", help="the C compiler for the device (default: gcc)")
+    parser.add_argument("--ima-certificate", type=Path, metavar="CERT", help="for the kernel's .ima keyring, which must then hold a key")
+    parser.add_argument(
+        "--evm-certificate", type=Path, metavar="CERT", help="the same for .evm; all that IMA appraises then needs security.evm"
+    )
+    parser.add_argument("--ima-policy", default="", metavar="PATH", help="IMA policy on the verity root, or initramfs:/PATH (--carry)")
+    parser.add_argument("--evm-key", metavar="PARTUUID", help="partition with EVM's HMAC key, sealed for the device")
+    parser.add_argument("--evm-provision", action="store_true", help="an empty partition gets a new key at that boot")
+    parser.add_argument("--trusted-source", choices=[str(name) for name in TrustedSource], default="tpm", help="what seals it (tpm)")
 
 
 def _configure_disk(parser: argparse.ArgumentParser) -> None:
@@ -160,6 +172,7 @@ def _initramfs(arguments: argparse.Namespace, host: Host) -> Outcome:
         extra=tuple(_carried(text, host) for text in arguments.carry),
         compression=Compression(arguments.compression),
         compiler=arguments.compiler,
+        integrity=_integrity(arguments),
     )
     made = make_initramfs(request, arguments.output, host, force=arguments.force)
     value = {"path": str(made.path), "size_bytes": made.size_bytes, "compression": str(made.compression), "entries": made.entries}
@@ -173,6 +186,20 @@ def _loaded(arguments: argparse.Namespace, host: Host) -> tuple[Path, ...]:
     if arguments.modules is None:
         raise UsageError("wants the folder with the kernel's modules", where="--load", hint="--modules /lib/modules/RELEASE")
     return modules_in_order(arguments.load, arguments.modules, arguments.modules.resolve().name, host)
+
+
+def _integrity(arguments: argparse.Namespace) -> IntegrityRequest | None:
+    """Returns what the options say about IMA and EVM, None for nothing. Raises: UsageError, SigningKeyError."""
+    ima, evm = (
+        load_certificate(path).public_bytes(Encoding.DER) if path is not None else None
+        for path in (arguments.ima_certificate, arguments.evm_certificate)
+    )
+    if arguments.evm_provision and arguments.evm_key is None:
+        raise UsageError("wants a partition for the key", where="--evm-provision", hint="give --evm-key")
+    if (ima, evm, arguments.ima_policy, arguments.evm_key) == (None, None, "", None):
+        return None
+    key = _uuid(arguments.evm_key)
+    return IntegrityRequest(ima, evm, arguments.ima_policy, key, arguments.evm_provision, TrustedSource(arguments.trusted_source))
 
 
 def _carried(text: str, host: Host) -> CpioEntry:

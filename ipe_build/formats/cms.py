@@ -126,7 +126,7 @@ def decode_signed_data(der: bytes, where: str = "signature") -> SignedData:
     """
     try:
         return _decode(der, where)
-    except (ValueError, TypeError, KeyError, IndexError, OverflowError) as error:
+    except (ValueError, TypeError, KeyError, IndexError, OverflowError, AttributeError) as error:
         text = " ".join(str(error).split())
         raise FormatError(
             f"is not CMS SignedData: {text}", where=where, hint="a DER file is wanted, not PEM and not S/MIME text"

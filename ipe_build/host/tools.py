@@ -58,6 +58,7 @@ TOOLS: tuple[Tool, ...] = (
     Tool("osslsigncode", "osslsigncode"),
     Tool("patch", "patch"),
     Tool("qemu-aarch64", "qemu-user"),
+    Tool("qemu-system-aarch64", "qemu-system-arm"),
     Tool("qemu-system-x86_64", "qemu-system-x86"),
     Tool("rauc", "rauc"),
     Tool("resize2fs", "e2fsprogs"),

@@ -20,7 +20,7 @@ from ipe_build.integrity.hashes import constructor
 
 _CHUNK = 1 << 20
 _PIECE = 256 << 10
-"""Bytes read at once: they stay in the processor's cache until they are hashed."""
+"""Bytes read at once, to at most 512 places: they stay in the processor's cache until they are hashed."""
 _FORK_FROM = 4 << 20
 _POLL_MS = 100
 _RECORD = struct.Struct("<QQQQ")
@@ -134,17 +134,24 @@ def _is_hole(job: engine.LevelJob, offset: int, length: int) -> bool:
 
 
 class _Pieces:
-    """Reads the source into one buffer, again and again, and hashes its blocks there."""
+    """Reads the source into one buffer, again and again, and hashes its blocks there.
+
+    The buffer holds whole messages: prefix, block, suffix. The blocks are read each to its place between the others, so that a block
+    costs one call that hashes it and one that takes the digest. (Mapping the file spares the copying, but then a single lane waits for
+    memory as long as the copying took.)
+    """
 
     def __init__(self, job: engine.LevelJob) -> None:
-        size = job.block_size
+        before, size = len(job.hashing.prefix), job.block_size
+        message = job.hashing.prefix + bytes(size) + job.hashing.suffix
+        buffer = memoryview(bytearray(message * max(1, _PIECE // size)))
         self._job = job
-        self._buffer = memoryview(bytearray(max(1, _PIECE // size) * size))
-        # Slicing once, and not for each block: Python's own time a block is what this loop is about.
-        self._blocks = [self._buffer[at : at + size] for at in range(0, len(self._buffer), size)]
-        self._copy = constructor(job.hashing.algorithm)(job.hashing.prefix).copy
+        self._hash = constructor(job.hashing.algorithm)
+        self._messages = [buffer[at : at + len(message)] for at in range(0, len(buffer), len(message))]
+        self._blocks = [one[before : before + size] for one in self._messages]
+        self._first_bytes = buffer[before :: len(message)]
         self._zero = bytes(size)
-        self._of_zero = self._hash([memoryview(self._zero)])[0]
+        self._of_zero = self._hash(message).digest()
 
     def digests(self, start: int, length: int) -> list[bytes]:
         """Returns the digests of the blocks in `length` source bytes from `start`; the last block may be cut off."""
@@ -152,45 +159,39 @@ class _Pieces:
         if _is_hole(self._job, self._job.source_offset + start, length):
             return [self._of_zero] * -(-length // size)
         found: list[bytes] = []
-        for at in range(start, start + length, len(self._buffer)):
-            some = min(len(self._buffer), start + length - at)
+        make, whole = self._hash, len(self._blocks) * size
+        for at in range(start, start + length, whole):
+            some = min(whole, start + length - at)
             self._read(at, some)
             count = -(-some // size)
-            blocks = self._blocks if count == len(self._blocks) else self._blocks[:count]
             # A block of zeros begins with one: only such blocks are looked at whole.
-            first = bytes(self._buffer[: count * size : size])
-            if 0 in first and any(blocks[number] == self._zero for number, byte in enumerate(first) if byte == 0):
-                found += [self._of_zero if block == self._zero else self._hash([block])[0] for block in blocks]
+            first_bytes = enumerate(self._first_bytes[:count].tobytes())
+            zeros = {number for number, byte in first_bytes if not byte and self._blocks[number] == self._zero}
+            if zeros:
+                found += [self._of_zero if number in zeros else make(self._messages[number]).digest() for number in range(count)]
             else:
-                found += self._hash(blocks)
-        return found
-
-    def _hash(self, blocks: list[memoryview]) -> list[bytes]:
-        """Returns the digests of some blocks."""
-        copy, suffix = self._copy, self._job.hashing.suffix
-        found = []
-        for block in blocks:
-            state = copy()
-            state.update(block)
-            if suffix:
-                state.update(suffix)
-            found.append(state.digest())
+                found += [make(message).digest() for message in self._messages[:count]]
         return found
 
     def _read(self, start: int, length: int) -> None:
-        """Fills the buffer with `length` source bytes from `start`, and with zeros up to a whole block. Raises: _StoppedError."""
-        offset = self._job.source_offset + start
-        have = 0
+        """Fills the blocks with `length` source bytes from `start`, and with zeros up to a whole block. Raises: _StoppedError."""
+        size = self._job.block_size
+        offset, have = self._job.source_offset + start, 0
+        full, rest = divmod(length, size)
+        places = self._blocks[:full]
+        if rest:
+            places.append(self._blocks[full][:rest])
+            self._blocks[full][rest:] = bytes(size - rest)
         while have < length:
+            left = places[have // size :]
+            left[0] = left[0][have % size :]
             try:
-                got = os.preadv(self._job.source, [self._buffer[have:length]], offset + have)
+                got = os.preadv(self._job.source, left, offset + have)
             except OSError as error:
                 raise _StoppedError(engine.STATUS_READ, error.errno or errno.EIO, offset + have) from error
             if not got:
                 raise _StoppedError(engine.STATUS_SHORT, 0, offset + have)
             have += got
-        rest = -length % self._job.block_size
-        self._buffer[length : length + rest] = bytes(rest)
 
 
 def _layout(job: engine.LevelJob, first: int, digests: list[bytes]) -> bytes:

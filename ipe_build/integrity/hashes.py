@@ -53,7 +53,7 @@ def find_hash(name: str, *, where: str = "") -> HashAlgorithm:
     return row
 
 
-def constructor(algorithm: HashAlgorithm) -> Callable[[bytes], _Hash]:
+def constructor(algorithm: HashAlgorithm) -> Callable[[bytes | memoryview], _Hash]:
     """Returns hashlib's constructor of an algorithm: called with the first bytes, it gives an object to update."""
     import functools
     import hashlib
@@ -61,5 +61,5 @@ def constructor(algorithm: HashAlgorithm) -> Callable[[bytes], _Hash]:
     family, _, bits = algorithm.name.partition("-")
     if family in ("blake2b", "blake2s"):
         return functools.partial(getattr(hashlib, family), digest_size=int(bits) // 8)
-    made: Callable[[bytes], _Hash] = getattr(hashlib, algorithm.name.replace("-", "_"))
+    made: Callable[[bytes | memoryview], _Hash] = getattr(hashlib, algorithm.name.replace("-", "_"))
     return made

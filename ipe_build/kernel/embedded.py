@@ -58,7 +58,7 @@ def certificate_facts(der: bytes) -> CertificateFacts:
     found = x509.load_der_x509_certificate(der)
     try:
         key_id = found.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value.digest
-    except (x509.ExtensionNotFound, ValueError):
+    except (x509.ExtensionNotFound, x509.DuplicateExtension, ValueError, TypeError):
         key_id = b""
     return CertificateFacts(
         subject=_name(lambda: found.subject),
@@ -76,7 +76,7 @@ def _name(read: Callable[[], x509.Name]) -> str:
     """Returns the name as RFC 4514 writes it; the kernel takes names that this library cannot read."""
     try:
         return read().rfc4514_string()
-    except ValueError:
+    except (ValueError, TypeError):
         return "(a name that cannot be read)"
 
 

@@ -40,6 +40,7 @@ class Need(StrEnum):
     IMA = "ima"
     KEXEC = "kexec"
     SEALED = "sealed"
+    QEMU_ARM64 = "qemu-arm64"
     TPM = "tpm"
     IMA_ENFORCED = "ima-enforced"
     EVM = "evm"
@@ -387,6 +388,33 @@ ROWS: tuple[Row, ...] = (
         ("OPTEE", "y", "OP-TEE (Arm: depends on HAVE_ARM_SMCCC)"),
         ("TRUSTED_KEYS", "y", "keys that only this device can unseal"),
         ("TRUSTED_KEYS_TEE", "y", "trusted.source=tee: OP-TEE's trusted application seals them"),
+    ),
+    *_rows(
+        Need.QEMU_ARM64,
+        ("BLOCK", "y", "block devices"),
+        ("CC_OPTIMIZE_FOR_PERFORMANCE", "y", "emulated code runs no faster for being small"),
+        ("PCI", "y", "the bus of the board"),
+        ("PCI_HOST_GENERIC", "y", "the board's PCI host"),
+        ("TTY", "y", "the console"),
+        ("SERIAL_AMBA_PL011", "y", "the serial console"),
+        ("SERIAL_AMBA_PL011_CONSOLE", "y", "messages on the serial console"),
+        ("BLK_DEV", "y", "the menu of block devices"),
+        ("VIRTIO_MENU", "y", "the menu of virtio devices"),
+        ("VIRTIO_PCI", "y", "virtio devices"),
+        ("VIRTIO_BLK", "y", "the disk"),
+        ("PARTITION_ADVANCED", "y", "the menu of partition tables"),
+        ("EFI_PARTITION", "y", "GPT"),
+        ("NO_HZ_IDLE", "y", "an idle guest costs the host nothing"),
+        ("VT", "n", "the console is serial"),
+        ("INPUT", "n", "the board has no such devices"),
+        ("HID_SUPPORT", "n", "the board has no such devices"),
+        ("ETHERNET", "n", "the board has no such devices"),
+        ("WLAN", "n", "the board has no such devices"),
+        ("CRYPTO_HW", "n", "the board has no such devices"),
+        ("NETWORK_FILESYSTEMS", "n", "the device mounts its own disk only"),
+        ("SWAP", "n", "the device has no swap"),
+        ("LEGACY_PTYS", "n", "not used by any current C library"),
+        ("PANIC_TIMEOUT", "-1", "a stopped boot ends the machine instead of hanging"),
     ),
     *_rows(
         Need.SEALED,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,10 @@ DEBIAN_SOURCE = Path("/usr/src/linux-source-6.12.tar.xz")
 
 
 class Board(NamedTuple):
-    """A row: a device that a kernel is built for. `arch` is make's ARCH, `srcarch` the folder below arch/, `image` the file made."""
+    """A row: a device that a kernel is built for. `arch` is make's ARCH, `srcarch` the folder below arch/, `image` the file made.
+
+    `cross_compile` is the prefix of a compiler for it on a machine of another kind.
+    """
 
     name: str
     arch: str
@@ -28,10 +32,16 @@ class Board(NamedTuple):
     target: str
     image: str
     needs: tuple[Need, ...]
+    cross_compile: str = ""
 
 
+_MACHINE_OF_ARCH = {"arm64": "aarch64"}
 _QEMU = (Need.QEMU_X86_64, Need.EFI, Need.USERSPACE, Need.INSPECTION)
-BOARDS: tuple[Board, ...] = (Board("qemu-x86_64", "x86_64", "x86", "bzImage", "arch/x86/boot/bzImage", _QEMU),)
+_QEMU_ARM64 = (Need.QEMU_ARM64, Need.USERSPACE, Need.INSPECTION)
+BOARDS: tuple[Board, ...] = (
+    Board("qemu-x86_64", "x86_64", "x86", "bzImage", "arch/x86/boot/bzImage", _QEMU),
+    Board("qemu-arm64", "arm64", "arm64", "Image", "arch/arm64/boot/Image", _QEMU_ARM64, "aarch64-linux-gnu-"),
+)
 
 ALWAYS = (Need.IPE, Need.DM_VERITY, Need.DM_VERITY_SIGNATURE, Need.INITRAMFS, Need.MODULES)
 """What every image of ours needs."""
@@ -135,6 +145,7 @@ def kernel_request(
         base=base,
         fragments=fragments,
         patches=patches,
+        cross_compile=chosen.cross_compile if platform.machine() != _MACHINE_OF_ARCH.get(chosen.arch, chosen.arch) else "",
     )
 
 

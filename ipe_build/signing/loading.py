@@ -43,7 +43,7 @@ def parse_certificates(raw: bytes, where: str) -> tuple[x509.Certificate, ...]:
         for certificate in found:
             # These are parsed when they are looked at first: better here, where the mistake has a place.
             _ = certificate.subject, certificate.issuer, certificate.extensions
-    except (ValueError, *_DAMAGED) as error:
+    except (ValueError, TypeError, *_DAMAGED) as error:
         raise SigningKeyError(
             f"is not a certificate that can be read: {_first_line(error)}", where=where, hint="wanted X.509 in PEM or DER"
         ) from error

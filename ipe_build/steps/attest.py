@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import glob
 import os
 from collections.abc import Callable, Sequence
 from hashlib import file_digest
@@ -25,13 +26,14 @@ FirmwareState = Callable[[Sequence[EfiProgram]], SecureBoot]
 """Gives Secure Boot's state, told the programs that firmware must authorise."""
 
 
-def measure_image(image: Path, *, firmware: FirmwareState | None = None, banks: Sequence[str] = BANKS) -> ReferenceValues:
+def measure_image(image: Path, *, firmware: FirmwareState | None = None, entry: str = "", banks: Sequence[str] = BANKS) -> ReferenceValues:
     """Returns the reference values of a disk image, or of a UKI that firmware starts itself.
 
-    Without `firmware` the device has no Secure Boot keys. Raises: InputError for an image whose boot nobody could foresee (several
+    Without `firmware` the device has no Secure Boot keys. `entry` is the file name of the boot entry (or UKI) that systemd-boot is told to
+    start, of an image with several. Raises: InputError for an image whose boot nobody could foresee (several
     entries, another boot loader, extras that a stub would measure), FormatError, VerificationError (Secure Boot would refuse it).
     """
-    chain, boots = read_chain(image)
+    chain, boots = read_chain(image, entry)
     programs = tuple(one for one in (chain.loader, chain.image) if one is not None)
     secure_boot = firmware(programs) if firmware else SETUP_MODE
     with image.open("rb") as file:
@@ -40,7 +42,7 @@ def measure_image(image: Path, *, firmware: FirmwareState | None = None, banks: 
     return ReferenceValues(image.name, digest, boots, secure_boot.is_on, predict(chain, secure_boot, banks), notes, tuple(banks))
 
 
-def read_chain(image: Path) -> tuple[BootChain, str]:
+def read_chain(image: Path, entry: str = "") -> tuple[BootChain, str]:
     """Returns what a machine loads from an image, and that in words. Raises: InputError, FormatError."""
     try:
         with image.open("rb") as handle:
@@ -49,7 +51,7 @@ def read_chain(image: Path) -> tuple[BootChain, str]:
                 return _bare_uki(image), "firmware starts this UKI"
         disk = read_disk(image)
         with image.open("rb") as handle:
-            return _disk_chain(disk, handle.fileno())
+            return _disk_chain(disk, handle.fileno(), entry)
     except OSError as error:
         raise InputError(f"cannot be read: {error.strerror}", where=str(image)) from error
 
@@ -76,7 +78,7 @@ def _bare_uki(image: Path) -> BootChain:
     return BootChain(None, program)
 
 
-def _disk_chain(disk: Disk, descriptor: int) -> tuple[BootChain, str]:
+def _disk_chain(disk: Disk, descriptor: int, name: str) -> tuple[BootChain, str]:
     """Returns the chain of a disk: what lies where firmware looks first, and what that starts."""
     esp = disk.esp
     if esp is None:
@@ -93,7 +95,7 @@ def _disk_chain(disk: Disk, descriptor: int) -> tuple[BootChain, str]:
     info = first.systemd()
     if info is None or info[0] != "systemd-boot":
         raise InputError("is neither a UKI nor systemd-boot: what it measures is not known here", where=f"{disk.path}: {first.name}")
-    entry = volume.default_entry()
+    entry = volume.entry(name)
     if entry.path.lower().endswith(".efi"):
         return BootChain(first, volume.program(entry.path)), f"systemd-boot {info[2]} starts the UKI {entry.path}"
     return _entry_chain(first, entry, volume), f"systemd-boot {info[2]} starts the entry {entry.path}"
@@ -166,21 +168,24 @@ class _Volume:
                     hint="take credentials, extensions and addons out; what the kernel runs is in the UKI alone",
                 )
 
-    def default_entry(self) -> FatFile:
-        """Returns what systemd-boot starts when nobody touches a key. Raises: InputError when that is not certain."""
+    def entry(self, name: str) -> FatFile:
+        """Returns the entry of that file name; without one, what systemd-boot starts when nobody touches a key.
+
+        Raises: InputError when there is none, or it is not certain which.
+        """
         entries = [file for path, file in self._files.items() if fnmatch.fnmatchcase(path, "/loader/entries/*.conf")]
         entries += [file for path, file in self._files.items() if fnmatch.fnmatchcase(path, "/efi/linux/*.efi")]
-        pattern = ""
-        if self.find("/loader/loader.conf"):
+        pattern = glob.escape(name.lower())
+        if not pattern and self.find("/loader/loader.conf"):
             lines = [line.split(None, 1) for line in self.text("/loader/loader.conf").splitlines()]
             pattern = next((words[1].strip().lower() for words in lines if len(words) == 2 and words[0] == "default"), "")
         chosen = [one for one in entries if fnmatch.fnmatchcase(one.path.lower().rsplit("/", 1)[1], pattern)] if pattern else entries
         if len(chosen) != 1:
             names = ", ".join(sorted(one.path for one in entries)) or "none"
             raise InputError(
-                f"wanted one boot entry, or a line `default` in loader.conf that names one; there are: {names}",
+                f"wanted one boot entry{f' {name}' if name else ', or a line `default` in loader.conf that names one'}; there are: {names}",
                 where=str(self.image),
-                hint="which one is started decides what is measured",
+                hint="which one is started decides what is measured: attest measure --entry NAME",
             )
         return chosen[0]
 

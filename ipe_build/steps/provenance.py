@@ -51,16 +51,17 @@ def make_reference_values(disk: Path, folder: Path, host: Host) -> bool:
     return True
 
 
-def make_bill_of_materials(config: Config, config_file: Path, kernel_release: str, folder: Path, host: Host) -> None:
+def make_bill_of_materials(config: Config, made_from: tuple[Material, ...], kernel_release: str, folder: Path, host: Host) -> None:
     """Writes the bill of materials of what lies in the folder so far."""
     packages = packages_of(config.rootfs.source)
-    found = materials(config, config_file)
     epoch = host.source_date_epoch
-    bill = make_sbom(config.build.name, __version__, epoch, kernel_release, measure_folder(folder), found, packages)
+    bill = make_sbom(config.build.name, __version__, epoch, kernel_release, measure_folder(folder), made_from, packages)
     (folder / SBOM_NAME).write_bytes(bill)
 
 
-def make_statement(config: Config, config_file: Path, kernel_release: str, folder: Path, host: Host) -> None:
+def make_statement(
+    config: Config, config_file: Path, made_from: tuple[Material, ...], kernel_release: str, folder: Path, host: Host
+) -> None:
     """Writes the signed statement over every file of the folder; nothing where the build has no key for it.
 
     A development build without `[keys.attestation]` is signed by a TEST key. Raises: SigningKeyError, SignaturePendingError.
@@ -69,11 +70,11 @@ def make_statement(config: Config, config_file: Path, kernel_release: str, folde
     if signer is None:
         host.progress.note("no provenance: [keys] attestation names no key")
         return
-    statement = new_statement(config, config_file, kernel_release, folder, host)
+    statement = new_statement(config, made_from, kernel_release, folder, host)
     (folder / FILE_NAME).write_bytes(dsse.seal(statement.to_bytes(), PAYLOAD_TYPE, signer))
 
 
-def new_statement(config: Config, config_file: Path, kernel_release: str, folder: Path, host: Host) -> Provenance:
+def new_statement(config: Config, made_from: tuple[Material, ...], kernel_release: str, folder: Path, host: Host) -> Provenance:
     """Returns the statement about the folder as it is."""
     return Provenance(
         name=config.build.name,
@@ -81,7 +82,7 @@ def new_statement(config: Config, config_file: Path, kernel_release: str, folder
         source_date_epoch=host.source_date_epoch,
         kernel_release=kernel_release,
         subjects=subjects_of(folder),
-        materials=materials(config, config_file),
+        materials=made_from,
         tools=tuple(tools(config, host)),
     )
 

@@ -32,6 +32,7 @@ from ipe_build.kernel.slot import is_reserved, reserved_policy
 from ipe_build.kernel.trust import KernelTrust
 from ipe_build.policy.render import render
 from ipe_build.signing.certificates import KeySet
+from tests.boot.test_policy_by_path import PATCHES
 from tests.fixtures.demo import ipe_build
 
 pytestmark = [pytest.mark.boot, pytest.mark.slow]
@@ -237,6 +238,47 @@ def test_without_the_freeze_the_initramfs_below_the_root_runs_what_is_written_in
     assert (thawed.observed, thawed.detail) == ("allowed", "hello")
     frozen = probes_of(image, host, foreign_keys, initrd=tmp_path / "frozen")["initramfs-frozen"]
     assert (frozen.observed, frozen.detail) == ("denied: EPERM", "nothing can be written there")
+
+
+@pytest.fixture(scope="session")
+def handed_over(sealed_build: Builder, need) -> Sealed:
+    """An image whose initramfs carries the policy that takes over, in plain text, and a kernel with our patches."""
+    need("patch")
+    patches = ", ".join(f'"{path}"' for path in PATCHES)
+    lines = ("[policy.device]", "signed = false", 'template = "sealed"', 'name = "ipe-policy"', 'version = "0.0.2"')
+    changes = [(f"# {line}", line) for line in lines]
+    return sealed_build("handed-over", ("# features = ", f"patches = [{patches}]\n# features = "), *changes, boots=True)
+
+
+def test_an_unsigned_policy_takes_over_and_the_initramfs_counts_for_nothing_then(
+    handed_over: Sealed, host: Host, foreign_keys: KeySet, tmp_path: Path
+) -> None:
+    evidence = json.loads((handed_over.folder / "evidence.json").read_text())
+    assert evidence["subject"]["policy"] == "ipe-policy 0.0.2"
+    assert b"boot_verified" not in (handed_over.folder / "ipe-policy.pol").read_bytes()
+    plain = regular_file("etc/ipe/ipe-policy.pol", (handed_over.folder / "ipe-policy.pol").read_bytes())
+    request = InitramfsRequest(
+        handed_over.root_hash,
+        "erofs",
+        init_from_command_line=True,
+        signature="none",
+        policies=("initramfs:/etc/ipe/ipe-policy.pol",),
+        extra=(plain,),
+    )
+    make_initramfs(request, tmp_path / "open", host)
+    results = probes_of(handed_over, host, foreign_keys, initrd=tmp_path / "open", dropped_capabilities=frozenset())
+    assert results["initramfs-frozen"].observed == "denied: EACCES", (
+        "written into the initramfs below the root, and judged by the new policy"
+    )
+    assert results["policy-any-key"].observed == "denied: ENOKEY"
+
+
+def test_a_kernel_without_our_patch_ends_the_boot_at_the_unsigned_policy(image: Sealed, handed_over: Sealed, host: Host) -> None:
+    assert image.root_hash == handed_over.root_hash
+    kernel = DirectKernel(image.kernel, handed_over.folder / "initrd", "console=ttyS0 panic=-1 loglevel=7")
+    booted = boot(handed_over.disk, Machine(time=host.source_date_epoch), host, kernel=kernel)
+    assert re.search(r"ipe-init: FATAL: policy: .*takes no paths", "\n".join(booted.console))
+    assert booted.ended is Ended.PANIC
 
 
 _KEEPER = r"""

@@ -16,7 +16,7 @@ from pathlib import Path
 from ipe_build.host import Host
 from tests.fuzz.targets import BY_NAME, TARGETS, Target
 
-LIMITS = ["-rss_limit_mb=1500", "-timeout=20", "-max_len=300000", "-print_final_stats=1", "-verbosity=0"]
+LIMITS = ["-rss_limit_mb=1500", "-timeout=60", "-max_len=300000", "-print_final_stats=1", "-verbosity=0"]
 
 
 def corpus_of(target: Target) -> Path:

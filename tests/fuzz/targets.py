@@ -35,6 +35,7 @@ from ipe_build.formats.spc import decode_spc
 from ipe_build.formats.tpm_event_log import build_event_log, parse_event_log
 from ipe_build.formats.tpm_quote import parse_public, parse_quote, parse_signature
 from ipe_build.host import Host
+from ipe_build.kernel.embedded import certificate_facts, split_certificates
 from ipe_build.kernel.inspect import inspect_kernel
 from ipe_build.kernel.seal import boot_policy_of
 from ipe_build.policy.ima_rules import check_policy
@@ -220,6 +221,7 @@ TARGETS: tuple[Target, ...] = (
     ),
     Target("ima", lambda data: ima_signature.parse_ima_signature(data), _xattr_seed),
     Target("certificates", lambda data: parse_certificates(data, "x"), lambda: [_signed()["pem"], _signed()["der"]]),
+    Target("certificate-facts", lambda data: [certificate_facts(one) for one in split_certificates(data)], lambda: [_signed()["der"] * 2]),
     Target("signature-list", lambda data: parse_signature_list(data, "db"), _signature_list),
     Target("superblock", verity.parse_superblock, _superblock),
     Target(

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from ipe_build.errors import IpeBuildError
 from tests.fuzz.targets import BY_NAME, TARGETS, Target, mutated, run
 
 ROUNDS = 1000
@@ -50,3 +51,9 @@ def test_a_reader_guided_by_coverage_does_not_break(name: str, need: Callable[[s
     done = subprocess.run(words, capture_output=True, text=True, cwd=Path(__file__).parents[2], env=env)
     assert done.returncode == 0, done.stdout + done.stderr
     assert f"{GUIDED} executions" in " ".join(done.stdout.split())
+
+
+@pytest.mark.parametrize("place", sorted(Path(__file__).with_name("found").iterdir()), ids=lambda place: place.name)
+def test_what_once_broke_a_reader_is_refused(place: Path) -> None:
+    with pytest.raises(IpeBuildError):
+        BY_NAME[place.name.partition(".")[0]].read(place.read_bytes())

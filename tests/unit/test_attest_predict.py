@@ -202,6 +202,23 @@ def test_uki_is_found_where_firmware_and_where_systemd_boot_look(tmp_path: Path,
     assert measure_image(through).zero_pcrs == ()
 
 
+def test_one_of_several_entries_is_named_by_its_file(tmp_path: Path, host: Host, need):
+    other = ENTRY.replace(b"quiet", b"loud")
+    disk = disk_of(FILES | {"loader/loader.conf": b"", "loader/entries/b.conf": other}, tmp_path, host, need)
+    assert read_chain(disk, "B.conf")[0].options == "root=x loud"
+    assert read_chain(disk, "a.conf")[0].options == "root=x quiet"
+    assert measure_image(disk, entry="a.conf").pcrs != measure_image(disk, entry="b.conf").pcrs
+    for name in ("c.conf", "*.conf", ""):
+        with pytest.raises(InputError, match=r"there are: /loader/entries/a\.conf, /loader/entries/b\.conf"):
+            read_chain(disk, name)
+
+
+def test_boot_loader_that_is_newer_than_the_tested_one_is_noted(tmp_path: Path, host: Host, need):
+    newer = LOADER.replace(b"systemd-boot 252.39", b"systemd-boot 257.11")
+    notes = [measure_image(disk_of(FILES | {"EFI/BOOT/BOOTX64.EFI": data}, tmp_path, host, need)).notes for data in (LOADER, newer)]
+    assert [any("newer than the one (252)" in note for note in one) for one in notes] == [False, True]
+
+
 @pytest.mark.parametrize(
     ("files", "message"),
     [
