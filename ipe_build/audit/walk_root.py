@@ -1,0 +1,253 @@
+"""The stages of a foreseen boot from the verity root on: volume, mount, policies, the root's first program.
+
+Sources: Linux drivers/md/dm-verity-target.c, dm-verity-verify-sig.c, security/ipe/policy.c, fs/exec.c; our image/guest/.
+"""
+
+from __future__ import annotations
+
+from pathlib import PurePosixPath
+from typing import TYPE_CHECKING
+from uuid import UUID
+
+from ipe_build.audit.checks_boot import kernel_bool
+from ipe_build.audit.checks_disk import root_facts
+from ipe_build.audit.checks_kernel import FILESYSTEM_SYMBOLS, HASH_SYMBOLS
+from ipe_build.audit.checks_policy import SignedPolicy, signed_policies
+from ipe_build.audit.facts import ImageFacts
+from ipe_build.audit.file_tree import TreeFile
+from ipe_build.audit.sealed import enabled_in
+from ipe_build.audit.tree_check import check_tree
+from ipe_build.errors import IpeBuildError
+from ipe_build.formats.verity_sig import parse_verity_signature
+from ipe_build.policy.evaluate import decide
+from ipe_build.policy.facts import Facts
+from ipe_build.policy.model import Policy, Rule
+from ipe_build.policy.parser import Role, parse
+from ipe_build.policy.properties import Action, Operation
+from ipe_build.signing.profiles import PROFILES, root_hash_payload
+from ipe_build.signing.verify import verify_signature
+
+if TYPE_CHECKING:
+    from ipe_build.host import Host
+
+from ipe_build.audit.walk import ON, Step, allows, boot_policy, ends, missing_symbol, setting_of, settings_of, unforeseen, word_of, words_of
+
+_ELF, _SCRIPT = b"\x7fELF", b"#!"
+
+
+def verity_opens(facts: ImageFacts, host: Host) -> Step:
+    """ipe-init finds the partitions by the root hash and has the kernel open the volume, with its signature."""
+    text = setting_of(facts, "root_hash")
+    given = [value for key, value in words_of(facts) if key == "roothash"]
+    if text == "cmdline" and len(given) != 1:
+        return ends("ipe-init wants one roothash= on the command line")
+    try:
+        wanted = bytes.fromhex(given[0] if text == "cmdline" else text)
+    except ValueError:
+        return ends("the root hash is no hexadecimal number")
+    if not 32 <= len(wanted) <= 64:
+        return ends(f"a root hash of {len(wanted)} bytes is not taken")
+    missing = _missing_partition(facts, wanted)
+    if missing:
+        return ends(missing)
+    if facts.superblock is None or facts.root is None or facts.root.data_region is None:
+        return ends("the verity superblock cannot be read")
+    if facts.superblock.data_blocks * facts.superblock.data_block_size > facts.root.data_region.size_bytes:
+        return ends("the superblock says more data than the partition has")
+    symbol = missing_symbol(facts, "BLK_DEV_DM", "DM_VERITY", *filter(None, [HASH_SYMBOLS.get(facts.superblock.algorithm)]))
+    return ends(f"the kernel has no CONFIG_{symbol} built in") if symbol else _signed(facts, wanted)
+
+
+def _missing_partition(facts: ImageFacts, wanted: bytes) -> str:
+    """Returns why ipe-init does not find data and tree of a root hash by the partitions' UUIDs; "" when it does."""
+    if facts.table is None:
+        return "" if facts.root is not None and facts.root.data_region and facts.root.hash_region else "data or hash tree are not there"
+    for what, half in (("data", wanted[:16]), ("hash", wanted[-16:])):
+        hits = sum(one.uuid == UUID(bytes=half) for one in facts.table.partitions)
+        if hits != 1:
+            return f"{hits or 'no'} partitions have the UUID {UUID(bytes=half)} of the {what} partition"
+    return ""
+
+
+def _signed(facts: ImageFacts, wanted: bytes) -> Step:
+    """The kernel checks the signature that it is given."""
+    source = setting_of(facts, "signature", "partition")
+    required = kernel_bool(word_of(facts, "dm_verity.require_signatures") or "0")
+    if source == "none":
+        return ends("the kernel wants a signature and the initramfs gives none") if required else ON
+    if source == "partition":
+        raw = facts.root.signature_bytes if facts.root is not None else None
+        try:
+            stored = parse_verity_signature(raw or b"")
+        except IpeBuildError as error:
+            return ends(f"no usable signature partition: {error.message}")
+        if stored.root_hash != wanted:
+            return ends("no signature partition is for this root hash")
+        signature = stored.signature
+    elif source.startswith("file:"):
+        there = facts.find_in_initramfs(source.removeprefix("file:").lstrip("/"))
+        if there is None:
+            return ends(f"{source.removeprefix('file:')} is not in the initramfs")
+        signature = there.read(1 << 20)
+    else:
+        return unforeseen(f"the signature comes from {source}")
+    if missing_symbol(facts, "DM_VERITY_VERIFY_ROOTHASH_SIG"):
+        return ends("the kernel takes no signatures of root hashes (CONFIG_DM_VERITY_VERIFY_ROOTHASH_SIG)")
+    assert facts.kernel is not None
+    try:
+        verify_signature(
+            PROFILES["dm-verity-root-hash"], root_hash_payload(wanted), signature, facts.kernel.certificates, facts.kernel.revoked
+        )
+    except IpeBuildError as error:
+        return ends(f"the kernel refuses the root hash's signature: {error.message}")
+    return ON
+
+
+def root_mounts(facts: ImageFacts, host: Host) -> Step:
+    """ipe-init mounts the root."""
+    tree = check_tree(facts, host)
+    if facts.files is None or tree is None:
+        return (
+            unforeseen("the root filesystem could not be read")
+            if tree is None or tree.can_read(0, 4096)
+            else ends("its first block cannot be read")
+        )
+    named = setting_of(facts, "filesystem")
+    if named != facts.files.filesystem:
+        return ends(f"ipe-init mounts {named}, the root is {facts.files.filesystem}")
+    symbol = missing_symbol(facts, *filter(None, [FILESYSTEM_SYMBOLS.get(named)]))
+    if symbol:
+        return ends(f"the kernel has no CONFIG_{symbol} built in")
+    return ON if tree.can_read(0, 4096) else ends("dm-verity does not let the filesystem's first block be read")
+
+
+def policies_load(facts: ImageFacts, host: Host) -> Step:
+    """ipe-init loads and activates the policies, each from where it is told."""
+    return _loaded(facts)[0]
+
+
+def _loaded(facts: ImageFacts) -> tuple[Step, Policy | None]:
+    """Returns how loading goes, and the policy that is in force then."""
+    assert facts.kernel is not None
+    there = {one.path: one for one in signed_policies(facts)}
+    active = boot_policy(facts)
+    known = {active.name: active} if active is not None else {}
+    for place in settings_of(facts, "policy"):
+        inside = place.startswith("initramfs:")
+        key = f"initramfs: {place.removeprefix('initramfs:').lstrip('/')}" if inside else place.lstrip("/")
+        found = there.get(key) or _elsewhere(facts, place, inside)
+        if found is None:
+            return ends(f"{place} is not there"), active
+        reason, policy = (
+            _taken_by_path(facts, found.signature, inside, active) if place.endswith(".pol") else _taken(facts, found, known, active)
+        )
+        if policy is None:
+            return ends(f"{place}: {reason}"), active
+        if PurePosixPath(place).stem != policy.display_name:
+            return ends(f"{place}: its policy_name is {policy.display_name}"), active
+        known[policy.name] = active = policy
+    return ON, active
+
+
+def _elsewhere(facts: ImageFacts, place: str, inside: bool) -> SignedPolicy | None:
+    """Returns a policy file outside the folders that are looked into for all images."""
+    from ipe_build.audit.checks_policy import MAX_POLICY_BYTES, opened
+
+    path = place.removeprefix("initramfs:").lstrip("/")
+    found = facts.find_in_initramfs(path) if inside else (facts.files.tree.find(path) if facts.files is not None else None)
+    return opened(path, found.read(MAX_POLICY_BYTES)) if found is not None and found.is_file else None
+
+
+def _taken_by_path(facts: ImageFacts, raw: bytes, inside: bool, active: Policy | None) -> tuple[str, Policy | None]:
+    """Returns the policy in plain text that a kernel with ipe-policy-by-path.patch makes of a file; whether it has it, nothing tells."""
+    assert facts.kernel is not None
+    on = Facts(boot_verified=True) if inside else root_facts(facts, trusted=True)
+    rule = decide(active, Operation.POLICY, on, enabled_in(facts)) if active is not None and on is not None else None
+    if not isinstance(rule, Rule) or rule.action is not Action.ALLOW or not rule.conditions:
+        return "the policy in force vouches for no policy there (op=POLICY)", None
+    policy = parse(raw, facts.kernel.version, Role.DEVICE).policy
+    return ("", policy) if policy is not None else ("the kernel refuses its text", None)
+
+
+def _taken(facts: ImageFacts, signed: SignedPolicy, known: dict[bytes, Policy], active: Policy | None) -> tuple[str, Policy | None]:
+    """Returns the policy that the kernel makes of a signed file, else why it refuses it."""
+    assert facts.kernel is not None
+    if signed.text is None:
+        return "not a signed policy", None
+    try:
+        verify_signature(PROFILES["ipe-policy"], signed.text, signed.signature, facts.kernel.certificates, facts.kernel.revoked)
+    except IpeBuildError as error:
+        return error.message, None
+    policy = parse(signed.text, facts.kernel.version, Role.DEVICE).policy
+    if policy is None:
+        return "the kernel refuses its text", None
+    older = known.get(policy.name)
+    if older is not None and policy.version <= older.version:
+        return f"its version {policy.version} is not higher than that of the loaded one, {older.version}", None
+    if active is not None and policy.version < active.version:
+        return f"its version {policy.version} is lower than that of the active one, {active.version}", None
+    return "", policy
+
+
+def policy_in_force(facts: ImageFacts) -> Policy | None:
+    """Returns the policy that is in force once ipe-init has loaded what it is told to; None when there is none."""
+    return None if facts.kernel is None else _loaded(facts)[1]
+
+
+def init_starts(facts: ImageFacts, host: Host) -> Step:
+    """ipe-init moves into the root and starts its first program."""
+    assert facts.files is not None
+    for place in settings_of(facts, "move"):
+        folder = facts.files.tree.find(place)
+        if folder is None or folder.mode >> 12 != 4:
+            return ends(f"the root has no folder {place} to move {place} to")
+    chosen = word_of(facts, "init") if setting_of(facts, "init_from_command_line") == "yes" else None
+    return _starts(facts, chosen or setting_of(facts, "init", "/sbin/init"), host, policy_in_force(facts))
+
+
+def _starts(facts: ImageFacts, path: str, host: Host, policy: Policy | None, depth: int = 0) -> Step:
+    """Returns whether a program of the root starts, with the interpreter that it names."""
+    assert facts.files is not None
+    program, tree = facts.files.tree.find(path), check_tree(facts, host)
+    if program is None or not program.is_executable:
+        return ends(f"{path} is no executable file of the root")
+    if tree is not None and program.starts_at is not None and not tree.can_read(program.starts_at, min(program.size_bytes, 4096)):
+        return ends(f"dm-verity does not let {path} be read")
+    if not allows(facts, policy, Operation.EXECUTE, root_facts(facts) or Facts()):
+        return ends(f"{policy.display_name if policy is not None else 'the policy'} denies {path}")
+    interpreter = _interpreter(program)
+    if interpreter is None:
+        return ends(f"{path} is no program that the kernel knows")
+    if interpreter and depth < 4:
+        return _starts(facts, interpreter, host, policy, depth + 1)
+    return ON
+
+
+def _interpreter(program: TreeFile) -> str | None:
+    """Returns what a program names to be run by: a script's first line, an ELF file's PT_INTERP; "" for none, None for no program."""
+    head = program.read(4096)
+    if head[:2] == _SCRIPT:
+        words = head[2:].split(b"\n", 1)[0].split()
+        return words[0].decode("utf-8", "surrogateescape") if words else None
+    if head[:4] != _ELF or len(head) < 64 or head[4] != 2:
+        return None if head[:4] != _ELF else ""
+    order = "little" if head[5] == 1 else "big"
+
+    def number(raw: bytes) -> int:
+        return int.from_bytes(raw, "little" if order == "little" else "big")
+
+    start, size, count = number(head[32:40]), number(head[54:56]), number(head[56:58])
+    for index in range(min(count, 64)):
+        row = program.read_at(start + index * size, 56)
+        if len(row) == 56 and number(row[:4]) == 3:
+            raw = program.read_at(number(row[8:16]), min(number(row[32:40]), 4096))
+            return raw.split(b"\0", 1)[0].decode("utf-8", "surrogateescape")
+    return ""
+
+
+def root_is_whole(facts: ImageFacts, host: Host) -> Step:
+    """Whatever else of the root is needed can be read."""
+    tree = check_tree(facts, host)
+    if tree is None or not tree.unreadable:
+        return ON
+    return unforeseen(f"{len(tree.unreadable)} parts of the root cannot be read: what needs them fails")

@@ -1,0 +1,104 @@
+"""The stages of a foreseen boot up to the root: boot loader, kernel, the initramfs's first program, IPE.
+
+Sources: Linux init/main.c (kernel_init), init/initramfs.c, security/security.c (ordered_lsm_init); our image/guest/ipe-init.c.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ipe_build.audit.checks_boot import RD_SYMBOLS
+from ipe_build.audit.facts import EntryKind, ImageFacts
+from ipe_build.audit.findings import Answer
+from ipe_build.policy.properties import Operation
+
+if TYPE_CHECKING:
+    from ipe_build.host import Host
+
+from ipe_build.audit.walk import (
+    OF_INITRAMFS,
+    ON,
+    Step,
+    allows,
+    boot_policy,
+    ends,
+    ipe_active,
+    settings_of,
+    switched_off,
+    unforeseen,
+    word_of,
+)
+
+_ELF, _SCRIPT = b"\x7fELF", b"#!"
+_FOREIGN = "its first program is not ipe-init: what that does is not foreseen"
+
+
+def loader(facts: ImageFacts, host: Host) -> Step:
+    """Firmware finds something, and that finds the kernel."""
+    entry = facts.boot_entry
+    if entry is None or not entry.kernel:
+        return ends("nothing of the image names a kernel")
+    if facts.esp is not None and entry.kind is not EntryKind.GIVEN and not any(_is_loader(name) for name in facts.esp.files):
+        return ends("firmware finds no boot loader (EFI/BOOT/BOOT*.EFI)")
+    if facts.esp is not None and facts.esp.loader_is_uki and not entry.default:
+        return unforeseen("firmware starts another unified kernel image")
+    return ON
+
+
+def _is_loader(name: str) -> bool:
+    return name.upper().startswith("/EFI/BOOT/BOOT") and name.upper().endswith(".EFI")
+
+
+def kernel_unpacks(facts: ImageFacts, host: Host) -> Step:
+    """The kernel unpacks itself."""
+    if facts.kernel is not None:
+        return ON
+    reason = next((why for part, why in facts.unreadable.items() if part.startswith("kernel")), "the kernel could not be read")
+    return ends(reason) if "damaged" in reason else unforeseen(reason)
+
+
+def initramfs_starts(facts: ImageFacts, host: Host) -> Step:
+    """The kernel unpacks the initramfs and starts its first program."""
+    archive = facts.archive
+    if archive is None:
+        return (
+            unforeseen("there is no initramfs; how the kernel mounts root= by itself is not foreseen")
+            if word_of(facts, "root")
+            else ends("there is no initramfs, and no root= names what the kernel should mount")
+        )
+    config = facts.kernel.config if facts.kernel is not None else None
+    if config is not None and not config.enabled("BLK_DEV_INITRD"):
+        return ends("the kernel takes no initramfs (CONFIG_BLK_DEV_INITRD)")
+    off = [part.kind for part in archive.parts if part.kind != "cpio" and config is not None and not config.enabled(RD_SYMBOLS[part.kind])]
+    if off:
+        return ends(f"the kernel cannot unpack {off[0]} (CONFIG_{RD_SYMBOLS[off[0]]})")
+    path = (word_of(facts, "rdinit") or "/init").lstrip("/")
+    program = facts.find_in_initramfs(path)
+    if program is None or not program.is_executable or any(name.lstrip("./") == path for name in archive.incomplete):
+        return (
+            ends(f"the initramfs has no executable /{path}")
+            if word_of(facts, "root") is None
+            else unforeseen(f"there is no /{path}, root= is mounted")
+        )
+    if archive.error:
+        return unforeseen(f"the initramfs is damaged: {archive.error}")
+    if program.read(4)[:4] != _ELF and program.read(2) != _SCRIPT:
+        return ends(f"/{path} is no program")
+    if not allows(facts, boot_policy(facts), Operation.EXECUTE, OF_INITRAMFS):
+        return ends(f"the boot policy denies /{path}")
+    return ON if facts.initramfs_config() is not None else unforeseen(_FOREIGN)
+
+
+def ipe_enforces(facts: ImageFacts, host: Host) -> Step:
+    """ipe-init looks whether IPE enforces, and loads the modules that it needs."""
+    active = ipe_active(facts)
+    if active.goes_on is not Answer.YES:
+        return active
+    if switched_off(facts):
+        return ends("ipe-init wants IPE to enforce, and the command line switches that off")
+    for path in settings_of(facts, "module"):
+        if facts.find_in_initramfs(path.lstrip("/")) is None:
+            return ends(f"{path} is not in the initramfs")
+        if not allows(facts, boot_policy(facts), Operation.KMODULE, OF_INITRAMFS):
+            return ends(f"the boot policy denies the module {path}")
+    return ON
