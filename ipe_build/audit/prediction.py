@@ -79,9 +79,8 @@ def _word(facts: ImageFacts, name: str) -> str | None:
 
 
 def _on(facts: ImageFacts, *symbols: str) -> str:
-    """Returns the first Kconfig symbol that is not built in; "" when all are, or the kernel does not say."""
-    config = facts.kernel.config if facts.kernel is not None else None
-    return "" if config is None else next((one for one in symbols if config.get(one) != "y"), "")
+    """Returns the first Kconfig symbol that is neither built in nor loaded by ipe-init; "" when all are, or the kernel does not say."""
+    return next((one for one in symbols if facts.has_driver(one) is False), "")
 
 
 def _settings(facts: ImageFacts, name: str) -> tuple[str, ...]:
@@ -289,7 +288,7 @@ def _mount(facts: ImageFacts, host: Host) -> Step:
     if named != facts.files.filesystem:
         return _ends(f"ipe-init mounts {named}, the root is {facts.files.filesystem}")
     symbol = _on(facts, *filter(None, [FILESYSTEM_SYMBOLS.get(named)]))
-    if symbol and not _settings(facts, "module"):
+    if symbol:
         return _ends(f"the kernel has no CONFIG_{symbol} built in")
     return ON if tree.can_read(0, 4096) else _ends("dm-verity does not let the filesystem's first block be read")
 
