@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from cryptography import x509
+
 from ipe_build.attest.manifest import (
     FILE_NAME,
 )
@@ -21,6 +23,7 @@ from ipe_build.boot.evidence import Evidence, evidence_table, evidence_value
 from ipe_build.config.schema import BootBy, Config, PolicyPlace, Profile
 from ipe_build.errors import SignaturePendingError
 from ipe_build.examine import examined
+from ipe_build.formats.dotconfig import DotConfig
 from ipe_build.host import Host
 from ipe_build.host.progress import human_bytes
 from ipe_build.image.disk import Disk
@@ -61,9 +64,11 @@ def audit_image(
     kernel: Path | None = None,
     initramfs: Sequence[Path] = (),
     command_line: str | None = None,
+    db: Sequence[x509.Certificate] = (),
+    config: DotConfig | None = None,
 ) -> tuple[AuditReport, Portrait]:
     """Step 9. Returns the findings about an image, read again from its bytes, and what its page for people shows; nothing is run."""
-    with examined(image, host, kernel=kernel, initramfs=initramfs, command_line=command_line) as facts:
+    with examined(image, host, kernel=kernel, initramfs=initramfs, command_line=command_line, db=db, config=config) as facts:
         return audit(facts, host), portrait_of(facts)
 
 

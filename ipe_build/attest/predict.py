@@ -141,7 +141,7 @@ class _Predictor:
     def _uki(self, uki: EfiProgram, *, through_loader: EfiProgram | None, secure_boot: bool) -> Iterator[ExpectedEvent]:
         """A UKI. A boot loader of systemd 252 passes its command line on as load options, and both it and the stub measure that.
 
-        Under Secure Boot a stub answers itself for the kernel that it carries: firmware then neither checks nor measures it.
+        Under Secure Boot a stub takes no load options, and answers itself for the kernel that it carries: firmware does not measure it.
         """
         row, image = behaviour_of(uki), uki.parsed()
         sections = {name: image.content(found) for name in UKI_SECTIONS if (found := image.section(name))}
@@ -157,7 +157,7 @@ class _Predictor:
                 continue
             yield self._hashed(11, EventType.EV_IPL, f"name of section {name}", name.encode() + b"\0")
             yield self._hashed(11, EventType.EV_IPL, f"section {name}", content)
-        if passed_on:
+        if passed_on and not secure_boot:
             yield self._hashed(12, EventType.EV_IPL, "the UKI's command line, by the stub", line)
         if row.loads_kernel_through_firmware and not secure_boot:
             yield self._program("kernel in the UKI", f"{uki.name}: .linux", sections[".linux"])

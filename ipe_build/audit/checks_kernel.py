@@ -197,16 +197,15 @@ def certificate_validity(facts: ImageFacts, host: Host) -> Iterator[Outcome]:
 
 
 def root_filesystem_driver(facts: ImageFacts, host: Host) -> Iterator[Outcome]:
-    """Looks whether the kernel can mount the root's filesystem without loading a module."""
+    """Looks whether the kernel can mount the root's filesystem: its driver is built in, or ipe-init loads it."""
     config = facts.kernel.config if facts.kernel is not None else None
     if config is None or facts.files is None:
         yield unknown("filesystem driver", "the kernel's configuration or the root filesystem could not be read")
         return
     symbol = FILESYSTEM_SYMBOLS.get(facts.files.filesystem, "")
-    built_in = bool(symbol) and config.get(symbol) == "y"
-    yield (good if built_in else bad)(
-        f"CONFIG_{symbol}", "is built in" if built_in else f"is {config.get(symbol)}: the root cannot be mounted"
-    )
+    there = bool(symbol) and facts.has_driver(symbol) is True
+    how = "is built in" if config.get(symbol) == "y" else "is a module that ipe-init loads"
+    yield (good if there else bad)(f"CONFIG_{symbol}", how if there else f"is {config.get(symbol)}: the root cannot be mounted")
 
 
 def verity_hash_driver(facts: ImageFacts, host: Host) -> Iterator[Outcome]:

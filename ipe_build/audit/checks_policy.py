@@ -51,6 +51,11 @@ def boot_policy_parses(facts: ImageFacts, host: Host) -> Iterator[Outcome]:
     if facts.kernel is None:
         yield unknown("boot policy", "the kernel could not be read")
         return
+    uki = facts.boot_entry.uki if facts.boot_entry is not None else None
+    if facts.kernel.boot_policy is None and facts.kernel.enrolled and uki is not None and uki.signed and not uki.problem:
+        text = "the kernel carries none; what runs before the device policy is in force is covered by the signature of the UKI"
+        yield good("boot policy", text)
+        return
     if facts.kernel.boot_policy is None:
         yield bad("boot policy", "the kernel carries none: nothing is enforced until a policy is loaded")
         return

@@ -40,6 +40,18 @@ class KernelView:
     lsms: tuple[str, ...] | None
     config: DotConfig | None
     command_line: str | None
+    enrolled: tuple[x509.Certificate, ...] = ()
+    """Those of `certificates` that firmware's db gives (.platform)."""
+
+
+MODULE_NAMES = {
+    "BLK_DEV_DM": "dm_mod",
+    "DM_VERITY": "dm_verity",
+    "EROFS_FS": "erofs",
+    "SQUASHFS": "squashfs",
+    "EXT4_FS": "ext4",
+}
+"""The modules of drivers that a root needs, where a stock kernel does not have them built in."""
 
 
 class EntryKind(StrEnum):
@@ -230,6 +242,18 @@ class ImageFacts:
             self.memo[key] = (self.initramfs, FileTree.of(_of_member(one) for one in self.initramfs))
         _, tree = cast(tuple[object, FileTree], self.memo[key])
         return tree.find(path)
+
+    def has_driver(self, symbol: str) -> bool | None:
+        """Returns whether a Kconfig symbol is built in, or is a module that ipe-init loads first; None when the kernel does not say."""
+        config = self.kernel.config if self.kernel is not None else None
+        if config is None:
+            return None
+        if config.get(symbol) != "m":
+            return config.get(symbol) == "y"
+        loaded = {
+            name.rpartition("/")[2].partition(".ko")[0].replace("-", "_") for name in (self.initramfs_config() or {}).get("module", ())
+        }
+        return MODULE_NAMES.get(symbol, "?") in loaded
 
     def initramfs_config(self) -> Mapping[str, tuple[str, ...]] | None:
         """Returns the settings of /etc/ipe-init.conf (a name may come more than once), None when the initramfs has none."""

@@ -18,6 +18,8 @@ def configure(parser: ArgumentParser) -> None:
     parser.add_argument("--kernel", type=Path, help="the kernel that will start it, instead of the one that its boot entry names")
     parser.add_argument("--initramfs", type=Path, action="append", default=[], help="likewise the initramfs; several follow each other")
     parser.add_argument("--command-line", metavar="WORDS", help="likewise the kernel's command line")
+    parser.add_argument("--db", type=Path, action="append", default=[], metavar="CERT", help="certificates in firmware's db (PEM, DER)")
+    parser.add_argument("--kernel-config", type=Path, metavar="FILE", help="the .config of a kernel that does not carry it")
     parser.add_argument("--html", type=Path, metavar="REPORT", help="also write one page for people that needs no network")
     parser.add_argument("--sarif", type=Path, metavar="OUT", help="also write what did not pass as SARIF 2.1.0, for CI systems")
     parser.add_argument("--force", action="store_true", help="replace REPORT and OUT when they exist")
@@ -29,7 +31,9 @@ def run(arguments: Namespace, host: Host) -> Outcome:
     import json
 
     from ipe_build.audit.report import render_text
+    from ipe_build.formats.dotconfig import parse_dotconfig
     from ipe_build.pipeline import audit_image
+    from ipe_build.signing.loading import load_certificates
 
     if arguments.schema:
         from ipe_build.audit.schema import report_schema
@@ -42,8 +46,15 @@ def run(arguments: Namespace, host: Host) -> Outcome:
     for path in (arguments.html, arguments.sarif):
         if path is not None and path.exists() and not arguments.force:
             raise OutputError("exists already and is left as it is", where=str(path), hint="name another file, or say --force")
+    config = arguments.kernel_config
     report, portrait = audit_image(
-        images, host, kernel=arguments.kernel, initramfs=arguments.initramfs, command_line=arguments.command_line
+        images,
+        host,
+        kernel=arguments.kernel,
+        initramfs=arguments.initramfs,
+        command_line=arguments.command_line,
+        db=tuple(one for path in arguments.db for one in load_certificates(path)),
+        config=parse_dotconfig(config.read_bytes(), where=str(config)) if config is not None else None,
     )
     if arguments.html is not None:
         from ipe_build.audit.html import render_html

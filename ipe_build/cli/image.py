@@ -107,6 +107,7 @@ def _configure_initramfs(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--ima-policy", default="", metavar="PATH", help="IMA policy on the verity root, or initramfs:/PATH (--carry)")
     parser.add_argument("--evm-key", metavar="PARTUUID", help="partition with EVM's HMAC key, sealed for the device")
     parser.add_argument("--evm-provision", action="store_true", help="an empty partition gets a new key at that boot")
+    parser.add_argument("--evm-pcr", action="append", type=int, default=[], metavar="N", help="unseal only while this PCR is unchanged")
     parser.add_argument("--trusted-source", choices=[str(name) for name in TrustedSource], default="tpm", help="what seals it (tpm)")
 
 
@@ -199,7 +200,8 @@ def _integrity(arguments: argparse.Namespace) -> IntegrityRequest | None:
     if (ima, evm, arguments.ima_policy, arguments.evm_key) == (None, None, "", None):
         return None
     key = _uuid(arguments.evm_key)
-    return IntegrityRequest(ima, evm, arguments.ima_policy, key, arguments.evm_provision, TrustedSource(arguments.trusted_source))
+    source, pcrs = TrustedSource(arguments.trusted_source), tuple(arguments.evm_pcr)
+    return IntegrityRequest(ima, evm, arguments.ima_policy, key, arguments.evm_provision, source, pcrs)
 
 
 def _carried(text: str, host: Host) -> CpioEntry:

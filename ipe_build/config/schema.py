@@ -341,6 +341,7 @@ class ImaSection:
     evm: bool = setting("Also signs attributes, owner and mode (portable EVM), and gives the kernel a certificate for .evm.", False)
     evm_key: str | None = setting("UUID of the device's partition with EVM's own key, sealed by its TPM or TEE.", None, check=_UUID)
     evm_provision: bool = setting("Whether a device whose key partition is empty makes a new key at that boot.", False)
+    evm_pcrs: tuple[int, ...] = setting("PCRs (SHA-256) that must be as they were when EVM's key was made; with `tpm` only.", ())
     trusted_source: str = setting("What seals EVM's key: `tpm` or `tee`.", "tpm", check=_matches("tpm|tee", "tpm or tee"))
 
 

@@ -13,6 +13,8 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
+from cryptography import x509
+
 from ipe_build.audit.facts import (
     BootEntry,
     EntryKind,
@@ -28,6 +30,7 @@ from ipe_build.errors import IpeBuildError
 from ipe_build.examine.boot_entries import read_esp, uki_entry
 from ipe_build.examine.inputs import MAX_BOOT_FILE_BYTES, Inputs, sort_inputs
 from ipe_build.examine.root import judge_modules, read_files, root_of_disk, root_of_files, superblock_of
+from ipe_build.formats.dotconfig import DotConfig
 from ipe_build.formats.fat import is_fat
 from ipe_build.formats.initramfs import Initramfs, unpack_initramfs
 from ipe_build.host import Host
@@ -37,6 +40,13 @@ from ipe_build.policy.versions import KernelVersion
 from ipe_build.signing.loading import parse_certificates
 
 T = TypeVar("T")
+_READS_DB = (
+    "INTEGRITY_PLATFORM_KEYRING",
+    "LOAD_UEFI_KEYS",
+    "IPE_POLICY_SIG_PLATFORM_KEYRING",
+    "DM_VERITY_VERIFY_ROOTHASH_SIG_PLATFORM_KEYRING",
+)
+"""What a kernel needs to take policies and root hashes that a certificate in firmware's db signed."""
 
 
 @contextmanager
@@ -47,16 +57,20 @@ def examined(
     kernel: Path | None = None,
     initramfs: Sequence[Path] = (),
     command_line: str | None = None,
+    db: Sequence[x509.Certificate] = (),
+    config: DotConfig | None = None,
 ) -> Iterator[ImageFacts]:
     """Yields what is known of an image; what had to be unpacked lies in a scratch folder that goes away at the end.
 
     What each of `images` is, is told from its bytes. `kernel`, `initramfs` (archives that follow each other) and `command_line` stand for
-    what the boot entries say; then there is one entry. Raises: InputError when a file cannot be read at all or two are of one kind.
+    what the boot entries say; then there is one entry. `db` is what firmware's db holds: a kernel with a platform keyring trusts it.
+    `config` is the kernel's, for one that does not carry its own.
+    Raises: InputError when a file cannot be read at all or two are of one kind.
     """
     paths = (images,) if isinstance(images, Path) else tuple(images)
     inputs = sort_inputs(paths, kernel=kernel, initramfs=initramfs, command_line=command_line)
     with host.scratch("ipe-build-audit-") as scratch, host.progress.step(f"take {inputs.first.name} apart"):
-        yield _Examination(inputs, scratch, host).facts()
+        yield _Examination(inputs, scratch, host, tuple(db), config).facts()
 
 
 @dataclass(slots=True)
@@ -66,6 +80,8 @@ class _Examination:
     inputs: Inputs
     scratch: Path
     host: Host
+    db: tuple[x509.Certificate, ...] = ()
+    config: DotConfig | None = None
     unreadable: dict[str, str] = field(default_factory=dict)
     kernels: dict[bytes, KernelView | None] = field(default_factory=dict)
     archives: dict[bytes, Initramfs] = field(default_factory=dict)
@@ -150,7 +166,8 @@ class _Examination:
         digest = hashlib.sha256(entry.kernel).digest()
         name = "" if entry.default else f" of {entry.name}"
         if digest not in self.kernels:
-            self.kernels[digest] = self.attempt(f"kernel{name}", lambda: view_kernel(entry.kernel)) if entry.kernel else None
+            viewed = self.attempt(f"kernel{name}", lambda: view_kernel(entry.kernel, self.db, self.config)) if entry.kernel else None
+            self.kernels[digest] = viewed
         kernel = self.kernels[digest]
         packed = hashlib.sha256(entry.initramfs).digest()
         if packed not in self.archives:
@@ -185,18 +202,27 @@ def _boot_file(path: Path) -> bytes:
     return path.read_bytes()
 
 
-def view_kernel(data: bytes) -> KernelView:
-    """Returns what a kernel binary says of itself. Raises: FormatError, InputError."""
+def view_kernel(data: bytes, db: tuple[x509.Certificate, ...] = (), config: DotConfig | None = None) -> KernelView:
+    """Returns what a kernel binary says of itself, and what it is told: firmware's `db`, and `config` where it carries none.
+
+    Raises: FormatError, InputError.
+    """
     facts = inspect_kernel(data)
+    known = facts.config or config
+    enrolled = db if known is None or all(known.enabled(symbol) for symbol in _READS_DB) else ()
     return KernelView(
         release=facts.version,
         version=KernelVersion.of_text(facts.version),
         architecture=facts.architecture,
         ipe=facts.ipe,
         boot_policy=facts.boot_policy,
-        certificates=tuple(one for der in facts.certificates for one in parse_certificates(der, "certificate in the kernel")),
+        certificates=(
+            *(one for der in facts.certificates for one in parse_certificates(der, "certificate in the kernel")),
+            *enrolled,
+        ),
         revoked=tuple(one for der in facts.revoked for one in parse_certificates(der, "revoked certificate in the kernel")),
         lsms=facts.lsms,
-        config=facts.config,
+        config=known,
         command_line=facts.command_line,
+        enrolled=enrolled,
     )

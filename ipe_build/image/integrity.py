@@ -29,6 +29,8 @@ class IntegrityRequest:
 
     A keyring whose certificate is given must hold a key by then, or the boot ends: the kernel itself goes on without. `evm_key` is the
     UUID of the partition (at least 8 KiB) with the sealed HMAC key; with `evm_provision` an empty one gets a new key at its first boot.
+    `evm_pcrs` (TPM only): the key is unsealed only while these PCRs of the SHA-256 bank are as they were when it was made; without any,
+    whatever boots on this device can unseal it.
     The Kconfig features are `ima`, `evm`, `trusted-keys-tpm` and `trusted-keys-tee`.
     """
 
@@ -38,11 +40,14 @@ class IntegrityRequest:
     evm_key: UUID | None = None
     evm_provision: bool = False
     trusted_source: TrustedSource = TrustedSource.TPM
+    evm_pcrs: tuple[int, ...] = ()
 
     def settings(self) -> tuple[tuple[str, str], ...]:
         """Returns the lines of ipe-init's configuration. Raises: InputError for a path that is none."""
         if self.ima_policy and not self.ima_policy.removeprefix(_INITRAMFS).startswith("/"):
             raise InputError(f"wanted an absolute path, got {self.ima_policy!r}", where="initramfs: ima_policy")
+        if self.evm_pcrs and (self.trusted_source is not TrustedSource.TPM or not {*self.evm_pcrs} <= {*range(24)}):
+            raise InputError(f"wanted PCRs 0 to 23 of a TPM, got {self.evm_pcrs}", where="initramfs: evm_pcrs")
         return (
             *((("keyring", ".ima"),) if self.ima_certificate is not None else ()),
             *((("keyring", ".evm"),) if self.evm_certificate is not None else ()),
@@ -55,6 +60,7 @@ class IntegrityRequest:
                 if self.evm_key is not None
                 else ()
             ),
+            *((("evm_pcr", str(number)) for number in self.evm_pcrs) if self.evm_key is not None else ()),
             *((("ima_policy", self.ima_policy),) if self.ima_policy else ()),
         )
 

@@ -18,7 +18,7 @@ from ipe_build.integrity.verity import VerityParameters, VerityTree
 
 BLOCK_BYTES = 4096
 _CHUNK_BYTES = 1 << 20
-_ZEROS = bytes(_CHUNK_BYTES)
+_ZEROS, _ZERO_BLOCK = bytes(_CHUNK_BYTES), bytes(BLOCK_BYTES)
 
 ReadAt = Callable[[int, int], bytes]
 """`read_at(offset, length)` returns that many bytes of the image, fewer only at its end."""
@@ -56,8 +56,9 @@ def within(areas: Iterable[Area], partition: Partition) -> tuple[Area, ...]:
 
 
 def is_zero(data: bytes) -> bool:
-    """Returns whether all bytes (at most 1 MiB) are zero."""
-    return data == (_ZEROS if len(data) == _CHUNK_BYTES else _ZEROS[: len(data)])
+    """Returns whether all bytes are zero."""
+    known = {BLOCK_BYTES: _ZERO_BLOCK, _CHUNK_BYTES: _ZEROS}.get(len(data))
+    return data == (known if known is not None else bytes(len(data)))
 
 
 def _tables(table: PartitionTable) -> Iterator[Area]:
@@ -72,10 +73,14 @@ def _outside(table: PartitionTable, read_at: ReadAt) -> Iterator[Area]:
     position = 0
     for partition in (*sorted(table.partitions, key=lambda one: one.offset_bytes), None):
         end = partition.offset_bytes if partition else table.size_bytes
-        for offset in range(position, end, BLOCK_BYTES):
-            length = min(BLOCK_BYTES, end - offset)
-            if not is_zero(read_at(offset, length)):
-                yield Area(offset, offset + length)
+        for chunk in range(position, end, _CHUNK_BYTES):
+            data = read_at(chunk, min(_CHUNK_BYTES, end - chunk))
+            if is_zero(data):
+                continue
+            for at in range(0, len(data), BLOCK_BYTES):
+                piece = data[at : at + BLOCK_BYTES]
+                if not is_zero(piece):
+                    yield Area(chunk + at, chunk + at + len(piece))
         position = max(position, partition.end_bytes) if partition else end
 
 

@@ -168,6 +168,7 @@ typedef struct {
     uint64_t big; /* files of this size or more are left to the caller */
     unsigned log_block_size, algorithm_number;
     unsigned most_files; /* taken together */
+    size_t region_bytes, spare_bytes;
 } measure_task;
 
 /* status (u32: a STATUS_…, or one below), errno (u32), size (u64), root hash and digest (64 bytes each). */

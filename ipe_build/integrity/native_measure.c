@@ -11,8 +11,9 @@
 #include <unistd.h>
 
 #define PIECE_BYTES (256u << 10) /* read at once of a file that is taken alone */
-#define REGION_BYTES (4u << 20)  /* where files that are taken together are mapped, one behind the other */
-#define SPARE_BYTES (1u << 20)   /* small files, and the last blocks of the mapped ones */
+#define REGIONS_BYTES (32u << 20) /* of all threads: where files that are taken together are mapped, one behind the other */
+#define REGION_LEAST (1u << 20)
+#define REGION_MOST (8u << 20)
 #define SMALL_BYTES (32u << 10)  /* cheaper to read than to map */
 #define MOST_FILES 64
 
@@ -40,7 +41,7 @@ typedef struct {
 
 static size_t round_up(uint64_t size, size_t step) { return (size_t)((size + step - 1) / step * step); }
 
-static size_t most_blocks(const measure_task *t) { return (REGION_BYTES + SPARE_BYTES) / t->hash.block_size + MOST_FILES; }
+static size_t most_blocks(const measure_task *t) { return (t->region_bytes + t->spare_bytes) / t->hash.block_size + MOST_FILES; }
 
 /* Room for the digests of a level, whole: of the largest file that is taken alone, or of all that are taken together. */
 static size_t level_room(const measure_task *t) {
@@ -185,9 +186,9 @@ static int take(crew *c, measure_scratch *s, const one_file *new) {
     const measure_task *t = s->task;
     size_t block_size = t->hash.block_size, digest_size = t->hash.algorithm->digest_size;
     int small = new->size < SMALL_BYTES;
-    if (!s->region || !new->size || new->size > REGION_BYTES - block_size) return 0;
+    if (!s->region || !new->size || new->size > t->region_bytes - block_size) return 0;
     size_t span = round_up(new->size, 4096), padded = round_up(new->size, block_size), spare = small ? padded : block_size;
-    if (s->count == t->most_files || s->region_used + span > REGION_BYTES || s->spare_used + spare > SPARE_BYTES) finish_batch(c, s);
+    if (s->count == t->most_files || s->region_used + span > t->region_bytes || s->spare_used + spare > t->spare_bytes) finish_batch(c, s);
     one_file *f = &s->files[s->count];
     uint8_t *room = s->spare + s->spare_used, *place = s->region + s->region_used;
     uint64_t whole = new->size / block_size, at;
@@ -201,7 +202,7 @@ static int take(crew *c, measure_scratch *s, const one_file *new) {
         memset(room + f->size, 0, padded - (size_t)f->size);
         push(s, room, f->count, f->digests);
     } else {
-        if (mmap(place, span, PROT_READ, MAP_SHARED | MAP_FIXED | MAP_POPULATE, f->file, 0) == MAP_FAILED) return 0;
+        if (mmap(place, span, PROT_READ, MAP_SHARED | MAP_FIXED, f->file, 0) == MAP_FAILED) return 0;
         f->mapped = place;
         s->region_used += span;
         push(s, place, whole, f->digests);
@@ -242,7 +243,7 @@ static void measure_work(crew *c, void *scratch) {
     memset(s, 0, sizeof *s);
     s->task = t;
     s->spare = (uint8_t *)scratch + round_up(sizeof *s, 4096);
-    s->piece = s->spare + SPARE_BYTES;
+    s->piece = s->spare + t->spare_bytes;
     s->levels[0] = s->piece + PIECE_BYTES;
     s->levels[1] = s->levels[0] + level_room(t);
     s->blocks = (const uint8_t **)(s->levels[1] + level_room(t));
@@ -252,7 +253,7 @@ static void measure_work(crew *c, void *scratch) {
         return;
     }
     if (t->hash.kernel && sysconf(_SC_PAGESIZE) == 4096) { /* never with a signal's jump through OpenSSL */
-        void *region = mmap(NULL, REGION_BYTES, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+        void *region = mmap(NULL, t->region_bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
         s->region = region == MAP_FAILED ? NULL : region;
     }
     for (uint64_t unit, units; (units = crew_take(c, t->most_files, &unit));) {
@@ -260,16 +261,19 @@ static void measure_work(crew *c, void *scratch) {
             if (!atomic_load_explicit(&c->cancelled, memory_order_relaxed)) measure_one(c, s, unit);
         if (s->count) finish_batch(c, s);
     }
-    if (s->region) munmap(s->region, REGION_BYTES);
+    if (s->region) munmap(s->region, t->region_bytes);
     hasher_thread_end(&t->hash, &s->thread);
 }
 
 int measure_prepare(measure_task *t, crew *c, uint64_t count, unsigned threads) {
     t->most_files = threads <= 8 ? MOST_FILES : MOST_FILES * 8 / threads + 1; /* open files of all threads stay within the usual 1024 */
+    size_t region = REGIONS_BYTES / (threads ? threads : 1) & ~(size_t)4095;
+    t->region_bytes = region < REGION_LEAST ? REGION_LEAST : region > REGION_MOST ? REGION_MOST : region;
+    t->spare_bytes = t->region_bytes / 4; /* small files, and the last blocks of the mapped ones */
     c->work = measure_work;
     c->task = t;
     c->units = count;
-    c->scratch_size = round_up(sizeof(measure_scratch), 4096) + SPARE_BYTES + PIECE_BYTES + 2 * level_room(t) +
+    c->scratch_size = round_up(sizeof(measure_scratch), 4096) + t->spare_bytes + PIECE_BYTES + 2 * level_room(t) +
                       2 * most_blocks(t) * sizeof(void *);
     return 0;
 }

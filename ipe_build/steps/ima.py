@@ -167,4 +167,5 @@ def ima_integrity(config: Config, ima: Ima | None) -> IntegrityRequest | None:
         UUID(section.evm_key) if section.evm_key is not None else None,
         section.evm_provision,
         TrustedSource(section.trusted_source),
+        section.evm_pcrs,
     )

@@ -49,7 +49,7 @@ class Device:
     disk: Path
     tpm: Path
     table: PartitionTable
-    run: Callable[[Path, Path, IntegrityRequest, Sequence[Sequence[str]]], ImaBoot]
+    run: Callable[..., ImaBoot]
     first: ImaBoot
     host: Host
 
@@ -115,10 +115,10 @@ def device(ima_boot: ImaBooter, host: Host, need, tmp_path_factory: pytest.TempP
     folder = tmp_path_factory.mktemp("evm")
     disk, tpm = folder / "device.raw", folder / "tpm"
 
-    def run(disk: Path, state: Path, request: IntegrityRequest, plan: Sequence[Sequence[str]]) -> ImaBoot:
+    def run(disk: Path, state: Path, request: IntegrityRequest, plan: Sequence[Sequence[str]], memory_mib: int = 256) -> ImaBoot:
         with emulated_tpm("x86-64", host, state=state) as running:
             drive = ("-drive", f"if=none,id=device,file={disk},format=raw", "-device", "virtio-blk-pci,drive=device")
-            return ima_boot([RULES], plan, request, devices=(*running.qemu_arguments, *drive))
+            return ima_boot([RULES], plan, request, devices=(*running.qemu_arguments, *drive), memory_mib=memory_mib)
 
     table = make_disk(disk, host)
     plan = [*MOUNT, *EVM_STATE, *(("write", name, f"/data/{name}", f"written by the device: {name}") for name in NAMES)]
@@ -205,6 +205,20 @@ def test_emptied_partition_stops_the_boot_when_nothing_is_provisioned(device: De
 def test_foreign_text_on_the_partition_stops_the_boot(device: Device, tmp_path: Path) -> None:
     result = device.boot(PROVISION, [], tmp_path, disk=device.with_key_text(b"ipe-evm-key 2\nkmk 00\nevm 00\n", tmp_path))
     assert_stopped(result, "holds no key of ours")
+
+
+def test_key_sealed_to_pcrs_is_unsealed_only_while_they_are_unchanged(device: Device, host: Host, tmp_path: Path) -> None:
+    """SeaBIOS measures the machine's description into PCR 1: with more memory it is another machine."""
+    disk, tpm = tmp_path / "device.raw", tmp_path / "tpm"
+    make_disk(disk, host)
+    first = device.run(disk, tpm, replace(PROVISION, evm_pcrs=(0, 1, 7)), EVM_STATE)
+    assert first.said("EVM: a new key") and first.values("SHOW")["evm"] == "1", first.text
+    again = device.run(disk, tpm, replace(OPERATE, evm_pcrs=(0, 1, 7)), EVM_STATE)
+    assert again.said("evm: key initialized") and again.values("SHOW")["evm"] == "1", again.text
+    other = device.run(disk, tpm, replace(OPERATE, evm_pcrs=(0, 1, 7)), [], memory_mib=288)
+    assert_stopped(other, "evm: the trusted key cannot be unsealed")
+    careless = device.run(disk, tpm, OPERATE, [])
+    assert_stopped(careless, "evm: the trusted key cannot be unsealed")
 
 
 def test_a_tee_is_asked_for_by_the_same_settings() -> None:

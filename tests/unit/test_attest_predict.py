@@ -98,6 +98,8 @@ def test_kernel_in_a_uki_is_not_measured_by_firmware_under_secure_boot():
         for state, given in (("off", SETUP_MODE), ("on", on))
     }
     assert programs == {"off": ["firmware", "separator", "UKI", "kernel"], "on": ["firmware", "separator", "UKI"]}
+    behind = replace(chain, loader=EfiProgram("loader", LOADER))
+    assert [len([event for event in predict(behind, state) if event.pcr == 12]) for state in (SETUP_MODE, on)] == [2, 1]
 
 
 def test_variable_is_measured_as_uefi_variable_data():

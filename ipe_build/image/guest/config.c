@@ -167,6 +167,23 @@ static bool take_evm_provision(struct config *config, char *value)
 	return take_flag(value, &config->evm_provision);
 }
 
+static bool take_evm_pcr(struct config *config, char *value)
+{
+	unsigned int number = 0;
+
+	if (!*value || strlen(value) > 2)
+		return false;
+	for (; *value; value++) {
+		if (*value < '0' || *value > '9')
+			return false;
+		number = number * 10 + (unsigned int)(*value - '0');
+	}
+	if (number > 23)
+		return false;
+	config->evm_pcrs |= 1U << number;
+	return true;
+}
+
 static bool take_trusted_source(struct config *config, char *value)
 {
 	static const struct word words[] = { { "tpm", TRUSTED_TPM }, { "tee", TRUSTED_TEE }, { NULL, 0 } };
@@ -238,6 +255,7 @@ static const struct setting settings[] = {
 	{ "evm_key", take_evm_key },
 	{ "evm_provision", take_evm_provision },
 	{ "trusted_source", take_trusted_source },
+	{ "evm_pcr", take_evm_pcr },
 	{ "drop_capability", take_drop_capability },
 	{ "move", take_move },
 	{ "init", take_init },
@@ -282,6 +300,8 @@ static bool config_fits(const struct config *config, const char **why)
 		*why = "root_hash = cmdline needs a signature";
 	else if (!config->filesystem || !config->init)
 		*why = "there is no filesystem or no init";
+	else if (config->evm_pcrs && config->trusted_source != TRUSTED_TPM)
+		*why = "evm_pcr needs trusted_source = tpm";
 	else if (config->on_failure == FAIL_RECOVERY && !config->recovery)
 		*why = "on_failure = recovery needs recovery = /PROGRAM";
 	else if (config->freeze_initramfs && !drops(config, "CAP_LINUX_IMMUTABLE"))

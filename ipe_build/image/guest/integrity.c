@@ -110,7 +110,7 @@ static void load_key(const char *type, const char *name, const char *blob, const
 
 	snprintf(instruction, sizeof(instruction), "load %s%s", blob, options);
 	if (add_key(type, name, instruction) < 0)
-		fatal("evm", "the %s key cannot be unsealed: %s (another device's, or damaged)", type, strerror(errno));
+		fatal("evm", "the %s key cannot be unsealed: %s (another device's, other PCRs, or damaged)", type, strerror(errno));
 }
 
 /* "kmk BLOB\nevm BLOB\n" behind the magic; cuts the text up. */
@@ -145,12 +145,17 @@ static bool is_empty(const char *text, size_t size)
 static void provision(const struct config *config, const struct partition *partition, const char *options)
 {
 	static char kmk[KEY_TEXT_BYTES], evm[KEY_TEXT_BYTES], text[KEY_TEXT_BYTES];
-	char instruction[96];
+	char instruction[192], hex[2 * POLICY_DIGEST_BYTES + 1] = "";
+	uint8_t digest[POLICY_DIGEST_BYTES];
 	int size, fd;
 
 	if (config->trusted_source == TRUSTED_TPM)
 		ensure_storage_root_key();
-	snprintf(instruction, sizeof(instruction), "new 32%s", options);
+	if (config->evm_pcrs) {
+		end_session(start_pcr_session(config->evm_pcrs, digest));
+		to_hex(digest, sizeof(digest), hex);
+	}
+	snprintf(instruction, sizeof(instruction), "new 32%s%s%s", options, *hex ? " policydigest=" : "", hex);
 	make_key("trusted", KMK, instruction, kmk, sizeof(kmk));
 	make_key("encrypted", EVM_KEY, "new trusted:" KMK " 64", evm, sizeof(evm));
 	size = snprintf(text, sizeof(text), MAGIC "kmk %s\nevm %s\n", kmk, evm);
@@ -181,8 +186,9 @@ void load_evm_key(const struct config *config)
 {
 	static char text[KEY_TEXT_BYTES];
 	const char *options = config->trusted_source == TRUSTED_TPM ? " keyhandle=" STORAGE_ROOT_KEY : "";
+	uint8_t digest[POLICY_DIGEST_BYTES];
 	struct partition partition;
-	char *kmk, *evm;
+	char *kmk, *evm, session[80] = "";
 	size_t size;
 
 	if (!config->has_evm_key)
@@ -198,7 +204,9 @@ void load_evm_key(const struct config *config)
 		text[sizeof(text) - 1] = '\0';
 		if (!split_blobs(text, &kmk, &evm))
 			fatal("evm", "%s holds no key of ours", partition.device);
-		load_key("trusted", KMK, kmk, options);
+		if (config->evm_pcrs)
+			snprintf(session, sizeof(session), "%s policyhandle=%x", options, start_pcr_session(config->evm_pcrs, digest));
+		load_key("trusted", KMK, kmk, *session ? session : options);
 		load_key("encrypted", EVM_KEY, evm, "");
 	}
 	use_evm_key();

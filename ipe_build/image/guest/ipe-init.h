@@ -17,6 +17,7 @@
 #define SUPERBLOCK_BYTES 512
 #define GPT_ENTRY_BYTES 128
 #define SYSROOT "/sysroot"
+#define POLICY_DIGEST_BYTES 32
 #define STORAGE_ROOT_KEY "0x81000001" /* where TCG's provisioning guidance puts it */
 
 enum on_failure { FAIL_PANIC, FAIL_REBOOT, FAIL_POWEROFF, FAIL_RECOVERY };
@@ -57,6 +58,7 @@ struct config {
 	bool has_evm_key, evm_provision;
 	struct uuid evm_key; /* the partition with its sealed form */
 	enum trusted_source trusted_source;
+	uint32_t evm_pcrs; /* bit N: PCR N must be as it was when the key was made */
 	struct list drop_capabilities;
 	struct list moves;
 	const char *init;
@@ -139,6 +141,8 @@ void check_keyrings(const struct config *config);
 void load_evm_key(const struct config *config);
 void load_ima_policy(const struct config *config);
 void ensure_storage_root_key(void);
+uint32_t start_pcr_session(uint32_t pcrs, uint8_t digest[POLICY_DIGEST_BYTES]);
+void end_session(uint32_t handle);
 
 /* root.c */
 void mount_kernel_filesystems(void);

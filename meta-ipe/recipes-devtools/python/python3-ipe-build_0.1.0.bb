@@ -14,7 +14,8 @@ SRC_URI = "file://ipe_build \
            file://setup.py \
            file://README.md \
            file://LICENSE"
-S = "${UNPACKDIR}"
+# scarthgap has no UNPACKDIR.
+S = "${@d.getVar('UNPACKDIR') or d.getVar('WORKDIR')}"
 
 inherit python_setuptools_build_meta
 
@@ -28,4 +29,4 @@ RDEPENDS:${PN} += "\
     python3-pyelftools \
 "
 
-BBCLASSEXTEND = "native"
+BBCLASSEXTEND = "native nativesdk"
