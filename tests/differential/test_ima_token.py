@@ -1,4 +1,4 @@
-"""Phase 1 of IMA with keys in hardware: a root filesystem signed by a PKCS#11 token (SoftHSM) is, byte for byte, the one of the key file."""
+"""Phase 1 of IMA with keys in hardware: a root signed by a PKCS#11 token (SoftHSM) is, byte for byte, the one of the key file."""
 
 from __future__ import annotations
 
