@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import gzip
 from pathlib import Path
+from uuid import UUID
 
 import pytest
 
 from ipe_build.cli import main
 from ipe_build.errors import InputError
 from ipe_build.formats.cpio import read_archive
-from ipe_build.image.integrity import EVM_CERTIFICATE_PATH, IMA_CERTIFICATE_PATH, IntegrityRequest
+from ipe_build.image.integrity import EVM_CERTIFICATE_PATH, IMA_CERTIFICATE_PATH, IntegrityRequest, TrustedSource
 from tests.fixtures.ima import ima_certificate
 
 BASE = ["image", "initramfs", "--root-hash", "00" * 32, "--filesystem", "erofs"]
@@ -50,6 +51,17 @@ def test_settings_that_ipe_init_would_refuse_are_errors_here(words: list[str], t
     assert main([*BASE, *words, "-o", str(tmp_path / "initrd")]) == 2
     assert not (tmp_path / "initrd").exists()
     capsys.readouterr()
+
+
+def test_pcrs_are_those_of_a_tpm() -> None:
+    key = UUID(UUID_TEXT)
+    assert ("evm_pcr", "7") in IntegrityRequest(evm_key=key, evm_pcrs=(7, 11)).settings()
+    for wrong in (
+        IntegrityRequest(evm_key=key, evm_pcrs=(24,)),
+        IntegrityRequest(evm_key=key, evm_pcrs=(7,), trusted_source=TrustedSource.TEE),
+    ):
+        with pytest.raises(InputError, match="wanted PCRs 0 to 23 of a TPM"):
+            wrong.settings()
 
 
 def test_relative_policy_path_is_refused() -> None:
