@@ -20,6 +20,7 @@ from ipe_build.formats.dotconfig import DotConfig, line_of, parse_dotconfig, quo
 from ipe_build.kernel.check import compare, explain, require
 from ipe_build.kernel.fragment import BOOT_POLICY, REVOKED_KEYS, TRUSTED_KEYS, Conflict, merge, overlay
 from ipe_build.kernel.make import Make
+from ipe_build.kernel.needs import Need
 from ipe_build.kernel.patches import are_late, patched_tree
 from ipe_build.kernel.profiles import KernelRequest
 from ipe_build.kernel.source import SourceTree, cache_key, source_tree
@@ -74,6 +75,10 @@ def build_kernel(request: KernelRequest, trust: KernelTrust, host: Host) -> Kern
     Bit for bit the same for the same source, configuration, compiler, trust and SOURCE_DATE_EPOCH. No key is made or embedded.
     Raises: InputError (source, boot policy, certificates, symbols that Kconfig dropped), ToolMissingError, ToolFailedError.
     """
+    if Need.SEALED in request.needs and (trust.certificates or trust.revoked):
+        raise InputError(
+            "a sealed kernel trusts no certificate", where="trusted certificates", hint="leave them out, or the feature sealed"
+        )
     for tool in ("make", "gcc", "ld", "bc", "bison", "flex"):
         host.tool(tool)
     tree = linked_tree = source_tree(request.source, host)

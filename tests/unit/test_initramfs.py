@@ -446,3 +446,11 @@ def test_errors_leave_no_output(host: Host, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="cannot be read"):
         make_initramfs(replace(REQUEST, modules=(tmp_path / "missing.ko",)), tmp_path / "initrd", host)
     assert os.listdir(tmp_path) == ["there"] and (tmp_path / "there").read_text() == "mine"
+
+
+def test_freezing_the_initramfs_takes_dropping_what_could_thaw_it() -> None:
+    request = InitramfsRequest(bytes(32), "erofs", freeze=True, drop_capabilities=("CAP_LINUX_IMMUTABLE",))
+    assert b"freeze_initramfs = yes\n" in render_config(request)
+    assert b"freeze" not in render_config(InitramfsRequest(bytes(32), "erofs"))
+    with pytest.raises(InputError, match="wanted CAP_LINUX_IMMUTABLE dropped with it"):
+        render_config(InitramfsRequest(bytes(32), "erofs", freeze=True, drop_capabilities=("CAP_MAC_ADMIN",)))

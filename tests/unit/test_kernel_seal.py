@@ -14,10 +14,14 @@ from hypothesis import strategies as st
 from ipe_build.errors import FormatError, InputError
 from ipe_build.formats.bzimage import find_payload, most_slack, with_payload
 from ipe_build.formats.pe import parse_pe
+from ipe_build.kernel.build import build_kernel
 from ipe_build.kernel.compare import compare_kernels
+from ipe_build.kernel.needs import Need
+from ipe_build.kernel.profiles import sealed_kernel_request
 from ipe_build.kernel.repack import PACKERS, repack
 from ipe_build.kernel.seal import boot_policy_of, root_hashes_of, seal_kernel
 from ipe_build.kernel.slot import MIN_RESERVED, find_slot, is_reserved, noise, plain, policy_of, reserved_policy, sealed_policy
+from ipe_build.kernel.trust import KernelTrust
 from ipe_build.policy.evaluate import evaluate
 from ipe_build.policy.facts import Facts
 from ipe_build.policy.model import Action
@@ -250,6 +254,20 @@ def test_a_signed_kernel_is_refused_or_its_signature_is_taken_off(host) -> None:
 def test_root_hashes_are_read_from_rules_and_not_from_comments() -> None:
     text = policy() + f"# op=EXECUTE dmverity_roothash={OTHER} action=ALLOW\n".encode()
     assert root_hashes_of(text) == {("sha256", bytes.fromhex("ab" * 32))}
+
+
+def test_a_sealed_kernel_is_not_built_with_a_certificate(host) -> None:
+    with pytest.raises(InputError, match="trusts no certificate"):
+        build_kernel(sealed_kernel_request(), KernelTrust(reserved_policy(), (b"a certificate",)), host)
+
+
+def test_the_feature_sealed_leaves_out_what_takes_keys() -> None:
+    needs = set(sealed_kernel_request().needs)
+    assert Need.SEALED in needs
+    assert not needs & {Need.MODULES, Need.DM_VERITY_SIGNATURE, Need.SECONDARY_KEYRING, Need.PLATFORM_KEYRING, Need.IMA, Need.KEXEC}
+    assert {"dmverity_signature", "fsverity_signature"}.isdisjoint(sealed_kernel_request().properties)
+    symbols = {row.symbol: row.value for row in sealed_kernel_request().fragment().wanted}
+    assert (symbols["SYSTEM_TRUSTED_KEYS"], symbols["MODULE_SIG_FORCE"], symbols["MODULES"]) == ('""', "n", "y")
 
 
 def test_compare_says_where_two_kernels_differ() -> None:
