@@ -10,8 +10,8 @@ from ipe_build.kernel.module_order import load_order, read_index
 DEPMOD = """\
 kernel/drivers/md/dm-mod.ko.xz:
 kernel/drivers/md/dm-bufio.ko.xz: kernel/drivers/md/dm-mod.ko.xz
-kernel/lib/reed_solomon/reed_solomon.ko.xz:
-kernel/drivers/md/dm-verity.ko.xz: kernel/drivers/md/dm-bufio.ko.xz kernel/drivers/md/dm-mod.ko.xz kernel/lib/reed_solomon/reed_solomon.ko.xz
+kernel/lib/rs/reed_solomon.ko.xz:
+kernel/drivers/md/dm-verity.ko.xz: kernel/drivers/md/dm-bufio.ko.xz kernel/drivers/md/dm-mod.ko.xz kernel/lib/rs/reed_solomon.ko.xz
 kernel/lib/libcrc32c.ko.xz:
 kernel/fs/erofs/erofs.ko.xz: kernel/lib/libcrc32c.ko.xz
 kernel/crypto/crc32c_generic.ko.xz:
