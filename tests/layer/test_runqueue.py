@@ -11,7 +11,11 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import pytest
+
 from tests.fixtures.bitbake import Builder, make_rootfs
+
+pytestmark = pytest.mark.slow
 
 DISK = {"small-image:do_ipe_disk", "small-image:do_ipe_audit"}
 SIGN = {"small-image:do_ipe_sign"}
