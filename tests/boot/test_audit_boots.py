@@ -1,7 +1,4 @@
-"""Each break that a boot can show is booted, and what comes of it is held against what the audit foresaw of the same bytes.
-
-`--all-boots` is not needed: all of them are booted, a few seconds each.
-"""
+"""Each break that a boot can show is booted, and what comes of it is held against what the audit foresaw of the same bytes."""
 
 from __future__ import annotations
 
@@ -57,6 +54,21 @@ class Observed:
     stage: Stage
     enforces: bool | None
     console: str
+
+
+_NO_TIMER = "IO-APIC + timer doesn't work"
+"""A starved emulator misses the timer's first ticks and the kernel gives up: that is about the machine we run on, not the image."""
+
+
+def booted(
+    disk: Path, machine: Machine, host: Host, *, kernel: DirectKernel | None = None, extra: Path | None = None, stop_at: str
+) -> Boot:
+    """Returns a boot; one that the emulator spoiled is done again, twice at most."""
+    for _ in range(3):
+        result = boot(disk, machine, host, kernel=kernel, extra_disk=extra, stop_at=stop_at)
+        if not any(_NO_TIMER in line for line in result.console):
+            break
+    return result
 
 
 def observe(result: Boot) -> Observed:
@@ -118,16 +130,16 @@ def foresee_and_boot(disk: Path, host: Host, *, keeps_init: bool = False) -> tup
     initrd.write_bytes(entry.initramfs)
     stop_at = r"ipe-init: starting /" if keeps_init else rf"{END}|System halted"
     direct = DirectKernel(kernel, initrd, command_line)
-    machine = Machine(memory_mib=256, time=host.source_date_epoch, timeout_s=90)
-    return foreseen, observe(boot(disk, machine, host, kernel=direct, extra_disk=plan, stop_at=stop_at))
+    machine = Machine(memory_mib=256, time=host.source_date_epoch, timeout_s=240)
+    return foreseen, observe(booted(disk, machine, host, kernel=direct, extra=plan, stop_at=stop_at))
 
 
 def foresee_and_start(disk: Path, host: Host) -> tuple[Prediction, Observed]:
     """Returns what is foreseen of a disk as it is, and what firmware makes of it."""
     with examined(disk, host) as facts:
         foreseen = audit(facts, host).predictions[0]
-    machine = Machine(memory_mib=512, time=host.source_date_epoch, timeout_s=120)
-    return foreseen, observe(boot(disk, machine, host, stop_at=rf"ipe-init: starting /|{_NOTHING_TO_START}"))
+    machine = Machine(memory_mib=512, time=host.source_date_epoch, timeout_s=240)
+    return foreseen, observe(booted(disk, machine, host, stop_at=rf"ipe-init: starting /|{_NOTHING_TO_START}"))
 
 
 ROWS = [row for row in BREAKS if row.shows in (BOOT, FIRMWARE)]
