@@ -23,7 +23,7 @@ from ipe_build.boot.evidence import Evidence, evidence_table, evidence_value
 from ipe_build.config.schema import BootBy, Config, PolicyPlace, Profile
 from ipe_build.errors import SignaturePendingError
 from ipe_build.examine import examined
-from ipe_build.formats.dotconfig import DotConfig
+from ipe_build.formats.dotconfig import DotConfig, parse_dotconfig
 from ipe_build.host import Host
 from ipe_build.host.progress import human_bytes
 from ipe_build.image.disk import Disk
@@ -45,7 +45,7 @@ from ipe_build.steps.ima import (
     ima_root_key,
     open_ima,
 )
-from ipe_build.steps.kernel import make_kernel, sign_kernel_modules
+from ipe_build.steps.kernel import initramfs_modules, make_kernel, sign_kernel_modules
 from ipe_build.steps.keys import Keys, open_keys
 from ipe_build.steps.manifest import make_manifest
 from ipe_build.steps.policies import SignedPolicy, foreseen_device_policy, lint_policies, policy_path, render_policy, sign_device_policy
@@ -53,7 +53,7 @@ from ipe_build.steps.proof import prove
 from ipe_build.steps.provenance import make_bill_of_materials, make_reference_values, make_statement, materials
 from ipe_build.steps.root import VerityRoot, make_probe_entries, make_rootfs, make_verity_root, sign_root
 from ipe_build.steps.seal import check_fixpoint, check_sealed_config, make_unsealed_kernel, plain_policy, seal
-from ipe_build.steps.uki import check_uki_config, make_uki, secure_boot_material
+from ipe_build.steps.uki import check_uki_config, enrolled_certificates, make_uki, secure_boot_material
 from ipe_build.steps.unfinished import Unfinished, root_key
 
 
@@ -247,7 +247,8 @@ def _build_on(ground: Ground, job: Job) -> tuple[bytes, AuditReport, Evidence | 
     (folder / f"{config.policy.device.name}.pol").write_bytes(device.text)
     (folder / f"{config.policy.device.name}.p7b").write_bytes(device.signed)
     with step("initramfs"):
-        initramfs = make_init(config, signed, device, folder / "initrd", host, integrity=ima_integrity(config, ground.ima))
+        integrity, loaded = ima_integrity(config, ground.ima), initramfs_modules(config, kernel, host)
+        initramfs = make_init(config, signed, device, folder / "initrd", host, integrity=integrity, modules=loaded)
     with step("disk image"):
         uki = _make_uki(job, kernel, initramfs, signed)
         disk = make_image(config, kernel, initramfs, uki, signed, keys, folder / f"{config.build.name}.raw", host)
@@ -298,7 +299,8 @@ def _finish(built: Built, job: Job) -> tuple[bytes, AuditReport, Evidence | None
     with step("flash files"):
         make_flash_outputs(config, disk, host)
     with step("audit"):
-        report, portrait = audit_image(disk.path, host)
+        described = parse_dotconfig(built.kernel.config.read_bytes(), where=str(built.kernel.config))
+        report, portrait = audit_image(disk.path, host, db=enrolled_certificates(config, keys), config=described)
         _write_json(folder / "audit.json", report.to_json())
         (folder / "audit.html").write_text(render_html(report, portrait), encoding="utf-8")
     with step("reference values"):
@@ -314,7 +316,7 @@ def _finish(built: Built, job: Job) -> tuple[bytes, AuditReport, Evidence | None
         return root.tree.root_hash, report, None
     with step("boot and probe"):
         policy = built.final_policy
-        secure_boot = secure_boot_material(config, job.config_file, host)
+        secure_boot = secure_boot_material(config, job.config_file, keys, host)
         evidence = prove(config, disk.path, policy, keys, built.modules, host, secure_boot=secure_boot, appraised=built.appraised)
         _write_json(folder / "evidence.json", evidence_value(evidence))
     return root.tree.root_hash, report, evidence

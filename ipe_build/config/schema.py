@@ -108,6 +108,13 @@ class KeysSection:
     trusted: tuple[Path, ...] = setting("More certificates (PEM) that the kernel trusts, for instance the next signing keys.", ())
 
 
+class KeyPlace(StrEnum):
+    """Who holds the certificates of policies and root hashes."""
+
+    KERNEL = "kernel"
+    FIRMWARE = "firmware"
+
+
 class Seal(StrEnum):
     """How the boot policy of a sealed image gets into its kernel."""
 
@@ -132,6 +139,11 @@ class KernelSection:
     image: Path | None = setting("A kernel that is built already (bzImage), instead of `source`.", None)
     config: Path | None = setting("The resolved .config of `image`.", None)
     modules: Path | None = setting("The folder with the modules of `image`.", None)
+    keys: KeyPlace = setting(
+        "Where `image` finds the certificates of policies and root hashes: in itself (`kernel`), or in db (`firmware`), as a stock kernel "
+        "does; then [disk] boot = `uki`, and the proof runs under Secure Boot.",
+        KeyPlace.KERNEL,
+    )
     command_line: str = setting(
         "Kernel command line of the image, without the root hash, which is added.", "console=ttyS0 panic=-1 loglevel=7"
     )
@@ -256,6 +268,9 @@ class InitramfsSection:
     init: str = setting("The first program of the verity root.", "/sbin/init", check=_absolute)
     init_override: bool = setting("Whether init= on the command line may name another one (IPE judges it all the same).", True)
     compression: Compression = setting("Compression of the initramfs; the kernel must be able to unpack it.", Compression.GZIP)
+    modules: tuple[str, ...] = setting(
+        "Kernel modules that are loaded first, by name, after all that they need; from [kernel] modules.", ()
+    )
     on_failure: OnFailure = setting("What happens when a step fails.", OnFailure.PANIC)
     recovery: Path | None = setting("With on_failure = recovery: the static program (put into the initramfs) that is run instead.", None)
     on_corruption: OnCorruption = setting("What the kernel does on a corrupted block.", OnCorruption.EIO)

@@ -21,25 +21,47 @@ if TYPE_CHECKING:
 
 _ADVICE = frozenset({Need.HARDENING, Need.INSPECTION, Need.PROBES, Need.QEMU_X86_64})
 """Needs whose absence is worth a warning, not a refusal: how hard a kernel is, and what it runs on, is its owner's affair."""
+_STOCK = frozenset({"DM_INIT", "MODULE_SIG_FORCE", "MODULE_SIG_KEY", "MODULE_SIG_SHA512"})
+"""What a distribution's kernel may do without where keys are in firmware: Secure Boot locks it down, then no unsigned module is loaded."""
 _MODULES = ("*.ko", "*.ko.gz", "*.ko.xz", "*.ko.zst")
 
 
-def take_kernel(image: Path, config: Path | None, modules: Path | None, request: KernelRequest, trust: KernelTrust, host: Host) -> Kernel:
+def take_kernel(
+    image: Path,
+    config: Path | None,
+    modules: Path | None,
+    request: KernelRequest,
+    trust: KernelTrust,
+    host: Host,
+    *,
+    keys_in_firmware: bool = False,
+    loads_modules: bool = False,
+) -> Kernel:
     """Returns a kernel that is built already; `config` may be None when the image holds its own (IKCONFIG).
 
     `request` says what it must be able to do (its source is not used), `trust` whose signatures it will have to accept. `modules` is
     its `lib/modules/RELEASE`, or a folder that has it. The boot policy in it stays; another one than `trust` has gives a warning.
+    With `keys_in_firmware` the certificates are enrolled there, not in the kernel, which needs a platform keyring then; with
+    `loads_modules` the initramfs loads what the configuration has as a module.
     Raises: InputError when it lacks IPE, a symbol or a certificate that is needed, or nothing says what its configuration is.
     """
     facts = inspect_kernel(image)
     if not facts.ipe:
         raise InputError("this kernel was built without IPE", where=str(image), hint="CONFIG_SECURITY_IPE=y, in Linux 6.12 or newer")
     resolved = _configuration(image, config, facts)
-    hard = fragment([need for need in request.needs if need not in _ADVICE], request.properties)
-    require(compare(hard, resolved), where=str(config or image))
+    needs = [need for need in request.needs if need not in _ADVICE]
+    hard = fragment(
+        [*needs, Need.PLATFORM_KEYRING] if keys_in_firmware and Need.PLATFORM_KEYRING not in needs else needs, request.properties
+    )
+    lacking = [row for row in compare(hard, resolved) if not (loads_modules and row.got == "m" and row.wanted == "y")]
+    borne = [row for row in lacking if keys_in_firmware and row.symbol in _STOCK]
+    require(tuple(row for row in lacking if row not in borne), where=str(config or image))
+    for row in borne:
+        host.progress.warn(f"{image}: {row}")
     for row in compare(fragment([need for need in request.needs if need in _ADVICE]), resolved):
         host.progress.warn(f"{image}: {row}")
-    _check_trust(image, facts, resolved, trust, host)
+    if not keys_in_firmware:
+        _check_trust(image, facts, resolved, trust, host)
     folder = None if modules is None else _modules_folder(modules, facts.version)
     return Kernel(
         image=image,

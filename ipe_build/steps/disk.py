@@ -38,11 +38,12 @@ def make_init(
     *,
     plain_policy: bytes | None = None,
     integrity: IntegrityRequest | None = None,
+    modules: tuple[Path, ...] = (),
 ) -> Path:
     """Step 7. Returns the initramfs: ipe-init and its configuration. Without a device policy the image is sealed.
 
     `plain_policy` is the unsigned policy that takes over from a sealed image's boot policy, in a kernel with our patch; `integrity` what
-    is done for IMA and EVM.
+    is done for IMA and EVM; `modules` are loaded first, in order.
     """
     section = config.initramfs
     carried = device_policy is not None and config.policy.device.place is PolicyPlace.INITRAMFS
@@ -65,6 +66,7 @@ def make_init(
         policies=policies,
         extra=extra,
         integrity=integrity,
+        modules=modules,
         drop_capabilities=dropped_capabilities(config),
         freeze=device_policy is None,
         on_failure=OnFailure(section.on_failure),

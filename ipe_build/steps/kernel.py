@@ -8,11 +8,12 @@ from pathlib import Path
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from ipe_build.config.schema import Compression as ModuleCompression
-from ipe_build.config.schema import Config
+from ipe_build.config.schema import Config, KeyPlace
 from ipe_build.errors import ConfigError
 from ipe_build.host import Host
 from ipe_build.image.rootfs import Entry
 from ipe_build.kernel.build import Kernel, build_kernel
+from ipe_build.kernel.module_order import modules_in_order
 from ipe_build.kernel.modules import sign_modules
 from ipe_build.kernel.prebuilt import take_kernel
 from ipe_build.kernel.profiles import DEBIAN_SOURCE, kernel_request
@@ -40,7 +41,16 @@ def make_kernel(config: Config, boot_policy: bytes, device_policy: bytes, keys: 
     )
     trust = KernelTrust(boot_policy, tuple(one.public_bytes(Encoding.DER) for one in keys.trusted))
     if section.image is not None:
-        return take_kernel(section.image, section.config, section.modules, request, trust, host)
+        return take_kernel(
+            section.image,
+            section.config,
+            section.modules,
+            request,
+            trust,
+            host,
+            keys_in_firmware=section.keys is KeyPlace.FIRMWARE,
+            loads_modules=bool(config.initramfs.modules),
+        )
     if section.source is None:
         raise ConfigError(
             "wanted a kernel: `source`, or an `image` that is built already",
@@ -48,6 +58,13 @@ def make_kernel(config: Config, boot_policy: bytes, device_policy: bytes, keys: 
             hint=f"{DEBIAN_SOURCE} is what Debian's linux-source-6.12 installs",
         )
     return build_kernel(request, trust, host)
+
+
+def initramfs_modules(config: Config, kernel: Kernel, host: Host) -> tuple[Path, ...]:
+    """Returns the modules that the initramfs loads, in order, as whoever built the kernel signed them. Raises: InputError."""
+    if not config.initramfs.modules or kernel.modules_folder is None:
+        return ()
+    return modules_in_order(config.initramfs.modules, kernel.modules_folder, kernel.release, host)
 
 
 def sign_kernel_modules(config: Config, kernel: Kernel, keys: Keys | None, folder: Path, host: Host) -> tuple[Entry, ...]:

@@ -5,8 +5,10 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from pathlib import Path
 
+from cryptography import x509
+
 from ipe_build.boot.secure_boot_proof import SecureBoot
-from ipe_build.config.schema import BootBy, Config, Profile
+from ipe_build.config.schema import BootBy, Config, KeyPlace, Profile
 from ipe_build.errors import ConfigError, SigningKeyError
 from ipe_build.host import Host
 from ipe_build.host.cache import cache_key
@@ -16,7 +18,7 @@ from ipe_build.signing.backends.plan import PlanSigner
 from ipe_build.signing.certificates import create_keys, load_keys
 from ipe_build.signing.efi_image import UEFI_ROLE, sign_image
 from ipe_build.signing.signer import Signer
-from ipe_build.steps.keys import check_certificates, open_signer_of
+from ipe_build.steps.keys import Keys, check_certificates, open_signer_of
 
 _TEST_KEYS_BEGIN, _TEST_KEYS_DAYS = datetime(1970, 1, 1, tzinfo=UTC), 36525
 _KEY_TYPE = "rsa2048"
@@ -28,6 +30,17 @@ def check_uki_config(config: Config, config_file: Path) -> None:
     if config.boot.secure_boot and config.disk.boot is not BootBy.UKI:
         raise ConfigError(
             "wants a unified kernel image, which firmware can judge", where=f"{config_file}: [boot] secure_boot", hint='[disk] boot = "uki"'
+        )
+    if config.kernel.keys is KeyPlace.FIRMWARE and (config.kernel.image is None or config.disk.boot is not BootBy.UKI):
+        raise ConfigError(
+            'keys in firmware go with a kernel that is built already, in a unified kernel image: [kernel] image, [disk] boot = "uki"',
+            where=f"{config_file}: [kernel] keys",
+        )
+    if config.initramfs.modules and (config.kernel.image is None or config.kernel.modules is None):
+        raise ConfigError(
+            "modules in the initramfs are those of a kernel that is built already",
+            where=f"{config_file}: [initramfs] modules",
+            hint="give [kernel] image and modules; a kernel built from source has these drivers built in",
         )
 
 
@@ -71,13 +84,19 @@ def make_test_uefi_key(name: str, host: Host) -> Signer:
     return load_keys(host.cache.entry("test-keys", key, make) / "keys").pair(UEFI_ROLE.name).signer(host)
 
 
-def secure_boot_material(config: Config, config_file: Path, host: Host) -> SecureBoot | None:
-    """Returns what the proof under Secure Boot needs, None when it was not asked for."""
-    if not config.boot.secure_boot:
+def enrolled_certificates(config: Config, keys: Keys | None) -> tuple[x509.Certificate, ...]:
+    """Returns the certificates that the kernel takes from firmware's db: none where they are built into it."""
+    return keys.trusted if keys is not None and config.kernel.keys is KeyPlace.FIRMWARE else ()
+
+
+def secure_boot_material(config: Config, config_file: Path, keys: Keys | None, host: Host) -> SecureBoot | None:
+    """Returns what the proof under Secure Boot needs, None when it was not asked for and is not needed."""
+    enrolled = enrolled_certificates(config, keys)
+    if not config.boot.secure_boot and not enrolled:
         return None
     signer = open_uki_signer(config, config_file, host)
-    is_here = not isinstance(signer, PlanSigner)
-    return SecureBoot((signer.certificate,), signer if is_here else None, make_test_uefi_key("foreign", host))
+    here = None if isinstance(signer, PlanSigner) else signer
+    return SecureBoot((signer.certificate, *enrolled), here, make_test_uefi_key("foreign", host), bool(enrolled))
 
 
 def _os_release(config: Config, release: str) -> bytes:
