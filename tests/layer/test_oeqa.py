@@ -121,6 +121,7 @@ def cases() -> type[unittest.TestCase]:
     try:
         spec = importlib.util.spec_from_file_location("ipe_runtime_cases", LAYER / "lib/oeqa/runtime/cases/ipe.py")
         module = importlib.util.module_from_spec(spec)
+        sys.modules[spec.name] = module  # OE-core's base class looks its cases' file up there
         spec.loader.exec_module(module)
         return module.IpeTest
     finally:
@@ -173,4 +174,4 @@ class ThisMachine:
 @pytest.mark.parametrize("name", NAMES)
 def test_runtime_case_fails_on_a_machine_without_ipe(name) -> None:
     result = outcome(name, ThisMachine())
-    assert not result.wasSuccessful(), name
+    assert result.failures and not result.errors, [name, *result.errors, *result.skipped]
