@@ -163,7 +163,12 @@ CHECKS: tuple[Check, ...] = (
     Check("kernel-usercopy", NOTE, "enable CONFIG_HARDENED_USERCOPY", checks_kernel.usercopy),
     Check("kernel-rwx", WARNING, "enable CONFIG_STRICT_KERNEL_RWX", checks_kernel.strict_rwx),
     Check("kernel-proc-mem", WARNING, "enable CONFIG_PROC_MEM_NO_FORCE", checks_kernel.proc_mem),
-    Check("boot-policy-parses", ERROR, "with this policy the device would boot with nothing enforced", checks_policy.boot_policy_parses),
+    Check(
+        "boot-policy-parses",
+        ERROR,
+        "without it nothing is enforced until the device policy is loaded: ipe-build policy check",
+        checks_policy.boot_policy_parses,
+    ),
     Check("boot-policy-denies", ERROR, "a boot policy ends in DEFAULT action=DENY", checks_policy.boot_policy_denies),
     Check("boot-policy-initramfs", ERROR, "add op=EXECUTE boot_verified=TRUE action=ALLOW", checks_policy.boot_policy_initramfs),
     Check("boot-policy-lint", WARNING, "ipe-build policy check says more", checks_policy.boot_policy_lint),

@@ -47,7 +47,7 @@ def _boot_policy(facts: ImageFacts) -> Policy | None:
 
 
 def boot_policy_parses(facts: ImageFacts, host: Host) -> Iterator[Outcome]:
-    """Looks whether this kernel would take its own boot policy: ipe_init() fails otherwise and nothing is enforced."""
+    """Looks whether this kernel would take its own boot policy: otherwise nothing is enforced until another is loaded."""
     if facts.kernel is None:
         yield unknown("boot policy", "the kernel could not be read")
         return
