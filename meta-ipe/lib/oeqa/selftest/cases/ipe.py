@@ -1,7 +1,7 @@
 #
 # SPDX-License-Identifier: MIT
 #
-"""`oe-selftest -r ipe` in a build folder whose configuration makes IPE_SELFTEST_IMAGE (core-image-minimal) with meta-ipe, and names keys."""
+"""`oe-selftest -r ipe` in a build folder that makes IPE_SELFTEST_IMAGE (core-image-minimal) with meta-ipe and names keys."""
 
 import os
 import shutil
