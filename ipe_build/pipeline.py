@@ -29,6 +29,7 @@ from ipe_build.host.progress import human_bytes
 from ipe_build.image.disk import Disk
 from ipe_build.image.rootfs import Entry
 from ipe_build.kernel.build import Kernel
+from ipe_build.policy.ledger import Ledger
 from ipe_build.policy.parser import Role
 from ipe_build.signing.certificates import pem_bundle
 from ipe_build.signing.pending import Pending
@@ -66,9 +67,12 @@ def audit_image(
     command_line: str | None = None,
     db: Sequence[x509.Certificate] = (),
     config: DotConfig | None = None,
+    ledger: Ledger | None = None,
 ) -> tuple[AuditReport, Portrait]:
     """Step 9. Returns the findings about an image, read again from its bytes, and what its page for people shows; nothing is run."""
-    with examined(image, host, kernel=kernel, initramfs=initramfs, command_line=command_line, db=db, config=config) as facts:
+    with examined(
+        image, host, kernel=kernel, initramfs=initramfs, command_line=command_line, db=db, config=config, ledger=ledger
+    ) as facts:
         return audit(facts, host), portrait_of(facts)
 
 

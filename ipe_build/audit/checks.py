@@ -7,7 +7,19 @@ from dataclasses import replace
 from enum import StrEnum
 from typing import TYPE_CHECKING, NamedTuple
 
-from ipe_build.audit import checks_boot, checks_disk, checks_kernel, checks_loader, checks_policy, checks_root, checks_uki
+from ipe_build.audit import (
+    checks_boot,
+    checks_disk,
+    checks_fec,
+    checks_kernel,
+    checks_ledger,
+    checks_loader,
+    checks_policy,
+    checks_reproducible,
+    checks_root,
+    checks_uki,
+    checks_writable,
+)
 from ipe_build.audit.facts import ImageFacts
 from ipe_build.audit.findings import AuditReport, Finding, Severity
 from ipe_build.audit.outcome import Outcome, good, unknown
@@ -76,6 +88,7 @@ CHECKS: tuple[Check, ...] = (
     Check("verity-superblock", ERROR, "make the hash tree from exactly this data: ipe-build verity format", checks_disk.superblock, IMAGE),
     Check("verity-hash", ERROR, "use sha256 or stronger", checks_disk.hash_strength, IMAGE),
     Check("verity-salt", NOTE, "give a salt: [verity] salt", checks_disk.salt, IMAGE),
+    Check("verity-fec", WARNING, "make parity and tree anew: ipe-build verity format --fec-device", checks_fec.error_correction),
     Check("hash-tree", ERROR, "make the hash tree from exactly this data: ipe-build verity format", checks_disk.hash_tree),
     Check(
         "root-hash-signature",
@@ -190,6 +203,13 @@ CHECKS: tuple[Check, ...] = (
     Check("device-policy-names", ERROR, "give each policy a name of its own", checks_policy.device_policy_names, needs=KEYS),
     Check("device-policy-version", ERROR, "raise its version above the boot policy's", checks_policy.device_policy_version, needs=KEYS),
     Check(
+        "device-policy-ledger",
+        WARNING,
+        "raise policy_version: ipe-build policy record keeps the ledger",
+        checks_ledger.policy_ledger,
+        needs=KEYS,
+    ),
+    Check(
         "device-policy-denies",
         ERROR,
         "a device policy ends in DEFAULT action=DENY for EXECUTE and KMODULE",
@@ -221,7 +241,15 @@ CHECKS: tuple[Check, ...] = (
     Check("root-ima", WARNING, "sign the file again: ipe-build ima", checks_loader.ima_signatures),
     Check("root-setuid", NOTE, "take the bit away where it is not needed", checks_root.setuid, IMAGE),
     Check("root-overlays", WARNING, "put writable data elsewhere than over the root", checks_root.writable_mounts, IMAGE),
+    Check("writable-programs", NOTE, "put programs on the verity root", checks_writable.writable_programs, IMAGE),
+    Check("writable-programs-denied", ERROR, "deny by default, allow by =TRUE properties only", checks_writable.writable_programs_denied),
+    Check("writable-noexec", NOTE, "add noexec to its options in /etc/fstab", checks_writable.mounted_noexec),
     Check("private-keys", ERROR, "take the key out of the root filesystem, and treat it as lost", checks_disk.private_keys, IMAGE),
+    Check("reproducible-initramfs", NOTE, "set SOURCE_DATE_EPOCH, and give each member that time", checks_reproducible.initramfs_times),
+    Check("reproducible-root", NOTE, "set SOURCE_DATE_EPOCH: mkfs.erofs -T, mksquashfs -all-time", checks_reproducible.root_times, IMAGE),
+    Check("reproducible-esp", NOTE, "copy its files with times of SOURCE_DATE_EPOCH", checks_reproducible.esp_times, IMAGE),
+    Check("reproducible-kernel", NOTE, "set KBUILD_BUILD_USER, _HOST and _TIMESTAMP", checks_reproducible.kernel_banner),
+    Check("reproducible-uuids", NOTE, "derive UUIDs from what is built: mkfs.erofs -U, sgdisk -U", checks_reproducible.identifiers, IMAGE),
 )
 
 

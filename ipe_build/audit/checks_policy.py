@@ -40,7 +40,8 @@ class SignedPolicy(NamedTuple):
     text: bytes | None
 
 
-def _boot_policy(facts: ImageFacts) -> Policy | None:
+def boot_policy_in(facts: ImageFacts) -> Policy | None:
+    """Returns the kernel's own policy, None without one and for one that it refuses."""
     if facts.kernel is None or facts.kernel.boot_policy is None:
         return None
     return parse(facts.kernel.boot_policy, facts.kernel.version, Role.BOOT).policy
@@ -70,12 +71,12 @@ def boot_policy_parses(facts: ImageFacts, host: Host) -> Iterator[Outcome]:
 
 def boot_policy_denies(facts: ImageFacts, host: Host) -> Iterator[Outcome]:
     """Looks whether the boot policy denies a program and a module that nothing vouches for."""
-    yield from _denies(_boot_policy(facts), "boot policy")
+    yield from _denies(boot_policy_in(facts), "boot policy")
 
 
 def boot_policy_initramfs(facts: ImageFacts, host: Host) -> Iterator[Outcome]:
     """Looks whether the boot policy lets the initramfs's init start: the kernel could not run anything otherwise."""
-    policy = _boot_policy(facts)
+    policy = boot_policy_in(facts)
     if policy is None:
         yield unknown("boot policy", "there is none to look at")
         return
@@ -119,7 +120,7 @@ def _each_parsed(facts: ImageFacts) -> Iterator[tuple[str, Policy] | Outcome]:
     In a sealed image the boot policy stays in force, so it is the one.
     """
     if sealed_by(facts):
-        boot = _boot_policy(facts)
+        boot = boot_policy_in(facts)
         if boot is not None:
             yield "boot policy", boot
         return
@@ -217,7 +218,7 @@ def _denies(policy: Policy | None, subject: str) -> Iterator[Outcome]:
 
 def all_policies(facts: ImageFacts) -> tuple[Policy, ...]:
     """Returns the boot policy and every device policy that parses."""
-    boot = _boot_policy(facts)
+    boot = boot_policy_in(facts)
     return (*((boot,) if boot is not None else ()), *device_policies(facts))
 
 
@@ -252,7 +253,7 @@ def device_policy_lint(facts: ImageFacts, host: Host) -> Iterator[Outcome]:
         if isinstance(one, Outcome):
             yield one
         elif one.text is not None and facts.kernel is not None:
-            target = Target(facts.kernel.version, Role.DEVICE, facts.kernel.config, stem=Path(one.path).stem, active=_boot_policy(facts))
+            target = Target(facts.kernel.version, Role.DEVICE, facts.kernel.config, stem=Path(one.path).stem, active=boot_policy_in(facts))
             yield from _lint(one.path, one.text, target)
 
 
@@ -263,7 +264,7 @@ def device_policy_names(facts: ImageFacts, host: Host) -> Iterator[Outcome]:
         return
     texts = {one.text for one in signed_policies(facts) if one.text is not None}
     device = (parse(text, facts.kernel.version, Role.DEVICE).policy for text in sorted(texts))
-    names = [policy.display_name for policy in (_boot_policy(facts), *device) if policy is not None]
+    names = [policy.display_name for policy in (boot_policy_in(facts), *device) if policy is not None]
     twice = sorted({name for name in names if names.count(name) > 1})
     for name in twice:
         yield bad(name, "is the name of more than one policy")
@@ -273,7 +274,7 @@ def device_policy_names(facts: ImageFacts, host: Host) -> Iterator[Outcome]:
 
 def device_policy_version(facts: ImageFacts, host: Host) -> Iterator[Outcome]:
     """Looks whether each device policy's version is not lower than the boot policy's: it could not be activated (EINVAL)."""
-    boot = _boot_policy(facts)
+    boot = boot_policy_in(facts)
     for one in _each_parsed(facts):
         if isinstance(one, Outcome):
             yield one
@@ -310,7 +311,7 @@ def anonymous_memory(facts: ImageFacts, host: Host) -> Iterator[Outcome]:
 def ima_certificate(facts: ImageFacts, host: Host) -> Iterator[Outcome]:
     """Looks whether the boot policy lets IMA load its certificate (CONFIG_IMA_X509_PATH): it fails silently otherwise."""
     config = facts.kernel.config if facts.kernel is not None else None
-    boot = _boot_policy(facts)
+    boot = boot_policy_in(facts)
     if config is None or boot is None:
         yield unknown("IMA certificate", "the kernel's configuration or the boot policy could not be read")
     elif not (config.enabled("IMA_LOAD_X509") or config.enabled("EVM_LOAD_X509")):

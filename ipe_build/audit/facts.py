@@ -18,6 +18,7 @@ from ipe_build.formats.dotconfig import DotConfig
 from ipe_build.formats.gpt import Partition, PartitionTable
 from ipe_build.formats.initramfs import Initramfs
 from ipe_build.formats.verity import Superblock
+from ipe_build.policy.ledger import Ledger
 from ipe_build.policy.survey import Survey
 from ipe_build.policy.versions import KernelVersion
 
@@ -42,6 +43,8 @@ class KernelView:
     command_line: str | None
     enrolled: tuple[x509.Certificate, ...] = ()
     """Those of `certificates` that firmware's db gives (.platform)."""
+    banner: str = ""
+    """What the kernel says of who built it, where, with what, and when."""
 
 
 MODULE_NAMES = {
@@ -104,6 +107,8 @@ class EspFacts:
     files: tuple[str, ...]
     loader_conf: str
     loader_is_uki: bool = False
+    times: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    """When each file was written, as FAT says it: year, month, day, hour, minute, second."""
 
     @property
     def entries(self) -> tuple[str, ...]:
@@ -181,6 +186,20 @@ class RootFiles:
 
 
 @dataclass(frozen=True, slots=True)
+class OtherPartition:
+    """A partition that is no part of the verity root and not the EFI system partition.
+
+    `filesystem` is "" for none that is known; `tree` its files, None where they could not be read: `problem` says why.
+    """
+
+    name: str
+    region: Region
+    filesystem: str
+    tree: FileTree | None
+    problem: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class EntryView:
     """What a boot entry makes of the image: its kernel, its initramfs, and what that kernel answers to the root's modules."""
 
@@ -196,7 +215,8 @@ class ImageFacts:
     """An image taken apart, as seen from the boot entry that starts when nobody chooses; `others` are the further ones.
 
     `unreadable` says which part failed and why; a part that is None is not there, or failed. `initramfs` is what
-    lies in the root after unpacking, `archive` how it was packed.
+    lies in the root after unpacking, `archive` how it was packed. `partitions` are those of a disk that no hash tree covers,
+    `ledger` the versions of policies that went out before (None: it was not given).
     """
 
     image: Path
@@ -211,6 +231,8 @@ class ImageFacts:
     files: RootFiles | None = None
     unreadable: Mapping[str, str] = field(default_factory=dict)
     others: tuple[EntryView, ...] = ()
+    partitions: tuple[OtherPartition, ...] = ()
+    ledger: Ledger | None = None
     memo: dict[object, object] = field(default_factory=dict, compare=False, repr=False)
     """What is costly to find out, kept by what it depends on; the views of one image share it."""
 

@@ -31,7 +31,7 @@ class TreeFile:
     """A file: `path` without a slash in front (bytes that are not UTF-8 as surrogate escapes), `mode` with its type.
 
     `target` is a symbolic link's. `identity` is the same for hard links of one file. `starts_at` is where in the filesystem image its
-    first byte lies, None where that is not known.
+    first byte lies, `mtime` when it was written (seconds since 1970); None where that is not known.
     """
 
     path: str
@@ -45,6 +45,7 @@ class TreeFile:
     read_at: Read = lambda _offset, _length: b""
     identity: int = 0
     starts_at: int | None = None
+    mtime: int | None = None
 
     @property
     def is_file(self) -> bool:

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ipe_build.cli import Outcome
-from ipe_build.errors import ExitStatus, OutputError, UsageError
+from ipe_build.errors import ExitStatus, InputError, OutputError, UsageError
 from ipe_build.host import Host
+
+if TYPE_CHECKING:
+    from ipe_build.policy.ledger import Ledger
 
 
 def configure(parser: ArgumentParser) -> None:
@@ -20,6 +24,7 @@ def configure(parser: ArgumentParser) -> None:
     parser.add_argument("--command-line", metavar="WORDS", help="likewise the kernel's command line")
     parser.add_argument("--db", type=Path, action="append", default=[], metavar="CERT", help="certificates in firmware's db (PEM, DER)")
     parser.add_argument("--kernel-config", type=Path, metavar="FILE", help="the .config of a kernel that does not carry it")
+    parser.add_argument("--ledger", type=Path, metavar="FILE", help="versions of policies that went out: none may come again or be older")
     parser.add_argument("--html", type=Path, metavar="REPORT", help="also write one page for people that needs no network")
     parser.add_argument("--sarif", type=Path, metavar="OUT", help="also write what did not pass as SARIF 2.1.0, for CI systems")
     parser.add_argument("--force", action="store_true", help="replace REPORT and OUT when they exist")
@@ -55,6 +60,7 @@ def run(arguments: Namespace, host: Host) -> Outcome:
         command_line=arguments.command_line,
         db=tuple(one for path in arguments.db for one in load_certificates(path)),
         config=parse_dotconfig(config.read_bytes(), where=str(config)) if config is not None else None,
+        ledger=_ledger(arguments.ledger),
     )
     if arguments.html is not None:
         from ipe_build.audit.html import render_html
@@ -66,6 +72,15 @@ def run(arguments: Namespace, host: Host) -> Outcome:
 
         _write(arguments.sarif, json.dumps(sarif_value(report, images[0]), indent=2) + "\n", arguments.force, host)
     return Outcome(report.to_json(), render_text(report), ExitStatus.FINDING if report.failed else ExitStatus.OK)
+
+
+def _ledger(path: Path | None) -> Ledger | None:
+    """Returns the ledger named; a file that is not there is no empty ledger. Raises: InputError."""
+    from ipe_build.policy.ledger import read_ledger
+
+    if path is not None and not path.is_file():
+        raise InputError("wanted a ledger, there is no such file", where=str(path), hint="ipe-build policy record makes one")
+    return read_ledger(path) if path is not None else None
 
 
 def _write(path: Path, text: str, force: bool, host: Host) -> None:

@@ -29,6 +29,7 @@ from ipe_build.audit.facts import (
 from ipe_build.errors import IpeBuildError
 from ipe_build.examine.boot_entries import read_esp, uki_entry
 from ipe_build.examine.inputs import MAX_BOOT_FILE_BYTES, Inputs, sort_inputs
+from ipe_build.examine.partitions import other_partitions
 from ipe_build.examine.root import judge_modules, read_files, root_of_disk, root_of_files, superblock_of
 from ipe_build.formats.dotconfig import DotConfig
 from ipe_build.formats.fat import is_fat
@@ -36,6 +37,7 @@ from ipe_build.formats.initramfs import Initramfs, unpack_initramfs
 from ipe_build.host import Host
 from ipe_build.image.disk import Disk, read_disk
 from ipe_build.kernel.inspect import inspect_kernel
+from ipe_build.policy.ledger import Ledger
 from ipe_build.policy.versions import KernelVersion
 from ipe_build.signing.loading import parse_certificates
 
@@ -59,18 +61,20 @@ def examined(
     command_line: str | None = None,
     db: Sequence[x509.Certificate] = (),
     config: DotConfig | None = None,
+    ledger: Ledger | None = None,
 ) -> Iterator[ImageFacts]:
     """Yields what is known of an image; what had to be unpacked lies in a scratch folder that goes away at the end.
 
     What each of `images` is, is told from its bytes. `kernel`, `initramfs` (archives that follow each other) and `command_line` stand for
     what the boot entries say; then there is one entry. `db` is what firmware's db holds: a kernel with a platform keyring trusts it.
-    `config` is the kernel's, for one that does not carry its own.
+    `config` is the kernel's, for one that does not carry its own, `ledger` the
+    versions of policies that went out before.
     Raises: InputError when a file cannot be read at all or two are of one kind.
     """
     paths = (images,) if isinstance(images, Path) else tuple(images)
     inputs = sort_inputs(paths, kernel=kernel, initramfs=initramfs, command_line=command_line)
     with host.scratch("ipe-build-audit-") as scratch, host.progress.step(f"take {inputs.first.name} apart"):
-        yield _Examination(inputs, scratch, host, tuple(db), config).facts()
+        yield _Examination(inputs, scratch, host, tuple(db), config, ledger).facts()
 
 
 @dataclass(slots=True)
@@ -82,6 +86,7 @@ class _Examination:
     host: Host
     db: tuple[x509.Certificate, ...] = ()
     config: DotConfig | None = None
+    ledger: Ledger | None = None
     unreadable: dict[str, str] = field(default_factory=dict)
     kernels: dict[bytes, KernelView | None] = field(default_factory=dict)
     archives: dict[bytes, Initramfs] = field(default_factory=dict)
@@ -119,6 +124,8 @@ class _Examination:
             files=replace(files, modules=first.modules) if files is not None and first is not None else files,
             unreadable=self.unreadable,
             others=tuple(views[1:]),
+            partitions=other_partitions(disk, root, self.scratch, self.host) if disk is not None else (),
+            ledger=self.ledger,
         )
 
     def _disk(self) -> Disk | None:
@@ -225,4 +232,5 @@ def view_kernel(data: bytes, db: tuple[x509.Certificate, ...] = (), config: DotC
         config=known,
         command_line=facts.command_line,
         enrolled=enrolled,
+        banner=facts.banner,
     )

@@ -81,7 +81,7 @@ def read_esp(region: Region, failed: Failed) -> tuple[EspFacts, tuple[BootEntry,
     ordered = _ordered(found, loader_conf)
     started = [entry for name in names if _DEFAULT_LOADER.fullmatch(name) and (entry := _uki_or_none(esp, name, failed)) is not None]
     entries = [*started, *(one.entry for one in ordered)]
-    facts = EspFacts(names, loader_conf, loader_is_uki=bool(started))
+    facts = EspFacts(names, loader_conf, bool(started), {one.path: one.modified for one in esp.files})
     return facts, tuple(replace(entry, default=number == 0) for number, entry in enumerate(entries))
 
 

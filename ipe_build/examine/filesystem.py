@@ -1,4 +1,4 @@
-"""The files of a root filesystem: EROFS and ext4 are read where they lie; SquashFS and compressed EROFS are unpacked by their own tools.
+"""The files of a root filesystem, read where they lie; compressed EROFS, LZO and LZ4 are unpacked by the filesystem's own tools.
 
 A stranger's image may say that a million files share one block, or unpack to more than there is room for: both are bounded.
 """
@@ -15,11 +15,13 @@ from typing import TYPE_CHECKING
 
 from ipe_build.audit.facts import Region
 from ipe_build.audit.file_tree import FileTree, Read, TreeFile, VerityOfFile
-from ipe_build.errors import FormatError, InputError, IpeBuildError, ToolFailedError
+from ipe_build.errors import FormatError, InputError, IpeBuildError, ToolFailedError, ToolMissingError
 from ipe_build.formats.erofs import CompressedError, Erofs, ErofsInode
 from ipe_build.formats.ext4 import VERITY_FLAG, Ext4, Ext4Inode, UnsupportedError
 from ipe_build.formats.filesystem import HEAD_BYTES, FilesystemKind, filesystem_kind
 from ipe_build.formats.fsverity import DESCRIPTOR_SIZE, parse_descriptor
+from ipe_build.formats.squashfs import Squashfs, SquashfsInode
+from ipe_build.formats.squashfs import UnsupportedError as UnpackedElsewhereError
 
 if TYPE_CHECKING:
     from ipe_build.host import Host
@@ -91,7 +93,7 @@ def _with_metadata(one: TreeFile, inode: ErofsInode | None) -> TreeFile:
     """Returns an unpacked file with what the image says of it: unpacking loses owners, set-user-id bits and attributes."""
     if inode is None:
         return one
-    return replace(one, mode=inode.mode, uid=inode.uid, gid=inode.gid, xattrs=inode.xattrs, identity=inode.number)
+    return replace(one, mode=inode.mode, uid=inode.uid, gid=inode.gid, xattrs=inode.xattrs, identity=inode.number, mtime=inode.mtime)
 
 
 def _erofs_file(path: bytes, inode: ErofsInode, image: _Budget) -> TreeFile:
@@ -99,7 +101,18 @@ def _erofs_file(path: bytes, inode: ErofsInode, image: _Budget) -> TreeFile:
     target = os.fsdecode(read(0, min(inode.size_bytes, 4096))) if stat.S_ISLNK(inode.mode) else ""
     name = os.fsdecode(path)
     return TreeFile(
-        name, inode.mode, inode.size_bytes, inode.uid, inode.gid, target, inode.xattrs, None, read, inode.number, _start(inode.pieces)
+        name,
+        inode.mode,
+        inode.size_bytes,
+        inode.uid,
+        inode.gid,
+        target,
+        inode.xattrs,
+        None,
+        read,
+        inode.number,
+        _start(inode.pieces),
+        inode.mtime,
     )
 
 
@@ -124,7 +137,18 @@ def _ext4_file(path: bytes, inode: Ext4Inode, filesystem: Ext4, image: _Budget) 
     verity = _verity(filesystem, inode) if inode.flags & VERITY_FLAG and stat.S_ISREG(inode.mode) else None
     name = os.fsdecode(path)
     return TreeFile(
-        name, inode.mode, inode.size_bytes, inode.uid, inode.gid, target, inode.xattrs, verity, read, inode.number, _start(inode.pieces)
+        name,
+        inode.mode,
+        inode.size_bytes,
+        inode.uid,
+        inode.gid,
+        target,
+        inode.xattrs,
+        verity,
+        read,
+        inode.number,
+        _start(inode.pieces),
+        inode.mtime,
     )
 
 
@@ -171,11 +195,34 @@ def _reader(pieces: tuple[tuple[int, int], ...], image: _Budget) -> Read:
 
 
 def _squashfs(image: _Budget, scratch: Path, host: Host) -> FileTree:
-    """Unpacks SquashFS, from where it lies in a disk."""
+    """Reads SquashFS; what our reader does not unpack (LZO, LZ4) is unpacked by unsquashfs, from where it lies in a disk."""
     folder, region = scratch / "root", image.region
+    try:
+        filesystem = Squashfs(image.read, region.size_bytes)
+        return FileTree.of(_squashfs_file(path, inode, filesystem) for path, inode in filesystem.walk())
+    except (UnpackedElsewhereError, ToolMissingError):
+        pass
     words: list[str | Path] = ["unsquashfs", "-no-progress", "-no-xattrs", "-ignore-errors", "-d", folder]
     _unpack([*words, "-o", str(region.offset_bytes), region.path], folder, host, region)
     return _folder(folder)
+
+
+def _squashfs_file(path: bytes, inode: SquashfsInode, filesystem: Squashfs) -> TreeFile:
+    name, target = os.fsdecode(path), os.fsdecode(inode.target)
+    size = inode.size_bytes if stat.S_ISREG(inode.mode) else 0
+    return TreeFile(
+        name,
+        inode.mode,
+        size,
+        inode.uid,
+        inode.gid,
+        target,
+        inode.xattrs,
+        None,
+        lambda offset, length: filesystem.read(inode, offset, length),
+        inode.number,
+        mtime=inode.mtime,
+    )
 
 
 def _as_file(region: Region, scratch: Path) -> Path:

@@ -43,7 +43,7 @@ class CompressedError(FormatError):
 class ErofsInode(NamedTuple):
     """A file of the image. `pieces` say where its content lies: (offset in the image, -1 for zeros; length in bytes), in order.
 
-    `rdev` is a device's (major, minor). Read with `metadata_only`, a compressed file has no pieces.
+    `rdev` is a device's (major, minor), `mtime` in seconds since 1970. Read with `metadata_only`, a compressed file has no pieces.
     """
 
     number: int
@@ -54,6 +54,7 @@ class ErofsInode(NamedTuple):
     pieces: tuple[tuple[int, int], ...]
     xattrs: Mapping[str, bytes]
     rdev: tuple[int, int] = (0, 0)
+    mtime: int = 0
 
 
 class Erofs:
@@ -116,9 +117,10 @@ class Erofs:
         if extended:
             if len(raw) < 64:
                 raise FormatError(f"inode {number} lies outside the image", where=f"EROFS: offset {at:#x}")
-            form, icount, mode, _, size, union, _, uid, gid, *_ = _EXTENDED.unpack(raw[: _EXTENDED.size])
+            form, icount, mode, _, size, union, _, uid, gid, mtime, *_ = _EXTENDED.unpack(raw[: _EXTENDED.size])
         else:
             form, icount, mode, _, size, _, union, _, uid, gid, _ = _COMPACT.unpack(raw[:32])
+            mtime = self.build_time
         xattr_bytes = 12 + 4 * (icount - 1) if icount else 0
         behind = at + (64 if extended else 32) + xattr_bytes
         pieces: tuple[tuple[int, int], ...] = ()
@@ -128,7 +130,7 @@ class Erofs:
             size = 0
         xattrs = self._xattrs(behind - xattr_bytes, xattr_bytes) if xattr_bytes else {}
         is_device = stat.S_ISCHR(mode) or stat.S_ISBLK(mode)
-        return ErofsInode(number, mode, uid, gid, size, pieces, xattrs, device_number(union) if is_device else (0, 0))
+        return ErofsInode(number, mode, uid, gid, size, pieces, xattrs, device_number(union) if is_device else (0, 0), mtime)
 
     def _pieces(self, layout: int, number: int, size: int, union: int, behind: int) -> tuple[tuple[int, int], ...]:
         """Returns where a file's content lies."""

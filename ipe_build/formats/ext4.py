@@ -41,7 +41,8 @@ class Ext4Inode(NamedTuple):
     """A file of the image. `pieces`: (offset in the image, -1 for zeros; length in bytes) in order, up to `size_bytes`.
 
     `behind` are the pieces past the end (place in the file, offset, length): where fs-verity keeps its tree and descriptor.
-    `target` is a symbolic link's when it is stored in the inode itself, else None. `rdev` is a device's (major, minor).
+    `target` is a symbolic link's when it is stored in the inode itself, else None. `rdev` is a device's (major, minor),
+    `mtime` in seconds since 1970.
     """
 
     number: int
@@ -55,6 +56,7 @@ class Ext4Inode(NamedTuple):
     target: bytes | None
     xattrs: Mapping[str, bytes]
     rdev: tuple[int, int] = (0, 0)
+    mtime: int = 0
 
 
 class Ext4:
@@ -136,7 +138,7 @@ class Ext4:
         uid, gid = field(2, 2) | field(120, 2) << 16, field(24, 2) | field(122, 2) << 16
         old, new = (field(40, 4), field(44, 4)) if stat.S_ISCHR(mode) or stat.S_ISBLK(mode) else (0, 0)
         rdev = ((old >> 8) & 0xFF, old & 0xFF) if old else device_number(new)
-        return Ext4Inode(number, mode, uid, gid, size, flags, pieces, behind, target, self._xattrs(raw, number), rdev)
+        return Ext4Inode(number, mode, uid, gid, size, flags, pieces, behind, target, self._xattrs(raw, number), rdev, field(16, 4))
 
     def verity_descriptor(self, inode: Ext4Inode) -> bytes:
         """Returns the descriptor of a verity file and the signature behind it. Source: fs/ext4/verity.c (ext4_get_verity_descriptor_…)."""

@@ -26,11 +26,15 @@ _LOWER_BASE, _LOWER_EXTENSION = 0x08, 0x10
 
 
 class FatFile(NamedTuple):
-    """A file: its path (`/EFI/BOOT/BOOTX64.EFI`, as written on the disk), its size in bytes, its first cluster (0: it is empty)."""
+    """A file: its path (`/EFI/BOOT/BOOTX64.EFI`, as written on the disk), its size in bytes, its first cluster (0: it is empty).
+
+    `modified` is its date and time of writing as (year, month, day, hour, minute, second), in local time of whoever wrote it.
+    """
 
     path: str
     size_bytes: int
     cluster: int
+    modified: tuple[int, int, int, int, int, int] = (1980, 0, 0, 0, 0, 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,13 +78,13 @@ class Fat:
         names = 0
         while folders:
             folder, raw, depth = folders.pop()
-            for name, attributes, cluster, size in _entries(raw):
+            for name, attributes, cluster, size, modified in _entries(raw):
                 names += 1
                 if names > MAX_NAMES:
                     raise FormatError(f"more than {MAX_NAMES} names", where="FAT")
                 path = f"{folder}/{name}"
                 if not attributes & _DIRECTORY:
-                    found.append(FatFile(path, size, cluster))
+                    found.append(FatFile(path, size, cluster, modified))
                     continue
                 if cluster in seen or depth >= MAX_DEPTH:
                     raise FormatError(f"the folder {path} lies in itself, or deeper than {MAX_DEPTH}", where=f"FAT: cluster {cluster}")
@@ -98,6 +102,11 @@ class Fat:
         if len(content) < file.size_bytes:
             raise FormatError(f"says {file.size_bytes} bytes, its clusters hold {len(content)}", where=f"FAT: {file.path}")
         return content
+
+    def head(self, file: FatFile, length: int) -> bytes:
+        """Returns the first bytes of a file's content, at most `length`."""
+        length = min(length, file.size_bytes)
+        return self._chain(file.cluster, length) if length > 0 else b""
 
     def _chain(self, first: int, wanted: int | None = None) -> bytes:
         """Returns the bytes of a chain of clusters: all of them, or the `wanted` first."""
@@ -167,11 +176,11 @@ def _layout(head: bytes, size_bytes: int | None) -> _Layout:
     return _Layout(per_cluster * sector, reserved * sector, root_offset, root_bytes, root_cluster, root_offset + root_bytes, clusters, bits)
 
 
-def _entries(raw: bytes) -> Iterator[tuple[str, int, int, int]]:
-    """Yields name, attributes, first cluster and size of each entry of a folder; `.`, `..` and the volume's label are left out."""
+def _entries(raw: bytes) -> Iterator[tuple[str, int, int, int, tuple[int, int, int, int, int, int]]]:
+    """Yields name, attributes, first cluster, size and time of writing of each entry of a folder, but for `.`, `..` and the label."""
     long: dict[int, str] = {}
     for at in range(0, len(raw) - 31, 32):
-        name, attributes, case, _, _, _, _, high, _, _, low, size = _ENTRY.unpack_from(raw, at)
+        name, attributes, case, _, _, _, _, high, time, date, low, size = _ENTRY.unpack_from(raw, at)
         if name[0] == 0:
             return
         if name[0] == 0xE5:
@@ -185,7 +194,12 @@ def _entries(raw: bytes) -> Iterator[tuple[str, int, int, int]]:
             shown = "".join(long[number] for number in sorted(long)) or _short(name, case)
             long = {}
             if not attributes & _VOLUME_ID and shown not in (".", "..") and "/" not in shown:
-                yield shown, attributes, high << 16 | low, size
+                yield shown, attributes, high << 16 | low, size, _time(date, time)
+
+
+def _time(date: int, time: int) -> tuple[int, int, int, int, int, int]:
+    """Returns year, month, day, hour, minute and second of a FAT date and time."""
+    return 1980 + (date >> 9), date >> 5 & 15, date & 31, time >> 11, time >> 5 & 63, 2 * (time & 31)
 
 
 def _short(name: bytes, case: int) -> str:

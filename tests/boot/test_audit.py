@@ -18,6 +18,7 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.x509.oid import NameOID
 
 from ipe_build.audit.checks import CHECKS, audit, checks_table
+from ipe_build.audit.checks_policy import signed_policies
 from ipe_build.audit.facts import ImageFacts, ModuleView
 from ipe_build.audit.file_tree import FileTree, TreeFile, VerityOfFile, file_of
 from ipe_build.audit.findings import AuditReport, Verdict
@@ -29,6 +30,8 @@ from ipe_build.formats.dotconfig import DotConfig
 from ipe_build.host import Host, Progress
 from ipe_build.image.disk import read_disk
 from ipe_build.pipeline import audit_image
+from ipe_build.policy.ledger import Ledger, parse_ledger
+from ipe_build.policy.parser import parse
 from ipe_build.policy.survey import Entry, Kind, Survey, Trait
 from ipe_build.signing.profiles import PROFILES, sign_payload
 from tests.fixtures.audit_breaks import BREAKS, GOOD, Break
@@ -70,7 +73,7 @@ def test_the_good_image_has_no_error_and_every_check_looks(image: Path, quiet: H
     report = audit_image(image, quiet)[0]
     assert {one.check for one in report.findings if one.verdict is Verdict.FAIL} == OF_THE_DEMO
     assert not report.failed
-    assert {one.check for one in report.findings if one.verdict is Verdict.UNKNOWN} == set()
+    assert {one.check for one in report.findings if one.verdict is Verdict.UNKNOWN} == {"device-policy-ledger"}, "no ledger is given"
     assert {one.check for one in report.findings} == {check.id for check in CHECKS}
 
 
@@ -196,6 +199,12 @@ def revoked(facts: ImageFacts) -> ImageFacts:
     return kernel(revoked=facts.kernel.certificates[:1])(facts)
 
 
+def went_out(version: str, digest: int) -> Change:
+    """The ledger says that this version of the demo's policy went out, with a text of this SHA-256."""
+    text = {"format": 1, "policies": {"ipe-policy": [{"version": version, "sha256": f"{digest:064x}"}]}}
+    return lambda facts: replace(facts, ledger=parse_ledger(json.dumps(text).encode()))
+
+
 def renamed_root(facts: ImageFacts) -> ImageFacts:
     assert facts.root is not None
     assert facts.root.data is not None
@@ -257,6 +266,8 @@ MUTATIONS: tuple[tuple[str, Change], ...] = (
     ("initramfs-policy", setting("policy", None)),
     ("initramfs-failure", setting("on_failure", "recovery")),
     ("init-program", setting("init", "/sbin/absent")),
+    ("device-policy-ledger", went_out("0.0.9", 0)),
+    ("device-policy-ledger", went_out("0.0.1", 0)),
     ("verity-hash", superblock(algorithm="sha1")),
     ("verity-salt", superblock(salt=b"")),
     ("verity-superblock", superblock(data_blocks=100)),
@@ -338,6 +349,15 @@ def test_a_bad_root_filesystem_is_found(image: Path, quiet: Host, check: str, ch
         return files(tree=tree, survey=survey_of(tree, "erofs"))(facts)
 
     assert check in failed(judged(image, quiet, changed))
+
+
+def test_a_policy_that_the_ledger_allows_passes(good: ImageFacts, quiet: Host) -> None:
+    text = next(one.text for one in signed_policies(good) if one.text is not None)
+    parsed = parse(text).policy
+    assert parsed is not None
+    for ledger in (Ledger(), Ledger().record(parsed, text), went_out("0.0.0", 0)(good).ledger):
+        found = [one for one in audit(replace(good, ledger=ledger), quiet).findings if one.check == "device-policy-ledger"]
+        assert [one.verdict for one in found] == [Verdict.PASS]
 
 
 def test_a_hostile_file_name_can_be_printed(image: Path, quiet: Host) -> None:
