@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ipe_build.audit.facts import Region
-from ipe_build.audit.file_tree import FileTree, Read, TreeFile, VerityOfFile
-from ipe_build.errors import FormatError, InputError, IpeBuildError, ToolFailedError, ToolMissingError
+from ipe_build.audit.file_tree import FileTree, Read, TreeFile
+from ipe_build.errors import FormatError, InputError, ToolFailedError, ToolMissingError
+from ipe_build.examine.verity_files import VerityFiles
 from ipe_build.formats.erofs import CompressedError, Erofs, ErofsInode
 from ipe_build.formats.ext4 import VERITY_FLAG, Ext4, Ext4Inode, UnsupportedError
 from ipe_build.formats.filesystem import HEAD_BYTES, FilesystemKind, filesystem_kind
-from ipe_build.formats.fsverity import DESCRIPTOR_SIZE, parse_descriptor
 from ipe_build.formats.squashfs import Squashfs, SquashfsInode
 from ipe_build.formats.squashfs import UnsupportedError as UnpackedElsewhereError
 
@@ -68,6 +68,11 @@ class _Budget:
             return b""
         self.take(length)
         return os.pread(self._descriptor, length, self.region.offset_bytes + offset)
+
+    @property
+    def left(self) -> int:
+        """Returns how many bytes may still be read."""
+        return self._left
 
     def take(self, length: int) -> None:
         """Takes from the budget what is read without the image: zeros of a hole."""
@@ -121,7 +126,8 @@ def _ext4(image: _Budget, scratch: Path, host: Host) -> FileTree:
     size = image.region.size_bytes
     try:
         filesystem = Ext4(image.read, size)
-        return FileTree.of(_ext4_file(path, inode, filesystem, image) for path, inode in filesystem.walk())
+        verity = VerityFiles(filesystem, image, scratch, host)
+        return FileTree.of(_ext4_file(path, inode, verity, image) for path, inode in filesystem.walk())
     except UnsupportedError:
         folder = scratch / "root"
         folder.mkdir()
@@ -129,12 +135,12 @@ def _ext4(image: _Budget, scratch: Path, host: Host) -> FileTree:
         return _folder(folder)
 
 
-def _ext4_file(path: bytes, inode: Ext4Inode, filesystem: Ext4, image: _Budget) -> TreeFile:
+def _ext4_file(path: bytes, inode: Ext4Inode, files: VerityFiles, image: _Budget) -> TreeFile:
     read = _reader(inode.pieces, image)
     target = ""
     if stat.S_ISLNK(inode.mode):
         target = os.fsdecode(inode.target if inode.target is not None else read(0, min(inode.size_bytes, 4096)))
-    verity = _verity(filesystem, inode) if inode.flags & VERITY_FLAG and stat.S_ISREG(inode.mode) else None
+    verity = files.of(inode) if inode.flags & VERITY_FLAG and stat.S_ISREG(inode.mode) else None
     name = os.fsdecode(path)
     return TreeFile(
         name,
@@ -150,20 +156,6 @@ def _ext4_file(path: bytes, inode: Ext4Inode, filesystem: Ext4, image: _Budget) 
         _start(inode.pieces),
         inode.mtime,
     )
-
-
-def _verity(filesystem: Ext4, inode: Ext4Inode) -> VerityOfFile:
-    """Returns what fs-verity says of a file. A descriptor that cannot be is said with an empty digest: no rule matches it."""
-    import hashlib
-
-    try:
-        raw = filesystem.verity_descriptor(inode)
-        descriptor = parse_descriptor(raw)
-        digest = hashlib.new(descriptor.hash_name, replace(descriptor, signature_size=0).build()).digest()
-    except IpeBuildError:
-        return VerityOfFile("", b"", b"", matches=False)
-    signature = raw[DESCRIPTOR_SIZE : DESCRIPTOR_SIZE + descriptor.signature_size]
-    return VerityOfFile(descriptor.hash_name, digest, signature, None if descriptor.data_size == inode.size_bytes else False)
 
 
 def _start(pieces: tuple[tuple[int, int], ...]) -> int | None:

@@ -112,15 +112,30 @@ def write_tree(source: Input, parameters: FsVerityParameters, target: int, offse
 
     An empty file has no tree and a root hash of zeros; a file of one block has no tree and that block's digest.
     """
-    if source.size == 0:
+    return _hash_tree((source.descriptor, 0, source.size, str(source.path)), parameters, target, offset, host)
+
+
+def root_hash_of_range(
+    descriptor: int, offset: int, size: int, parameters: FsVerityParameters, target: int, host: Host, *, name: str
+) -> bytes:
+    """Returns the root hash of `size` bytes of an open file from `offset` on, as of a file of their own.
+
+    The tree's blocks are written to the empty open file `target`. Raises: InputError when the bytes cannot be read.
+    """
+    return _hash_tree((descriptor, offset, size, name), parameters, target, 0, host)
+
+
+def _hash_tree(source: tuple[int, int, int, str], parameters: FsVerityParameters, target: int, offset: int, host: Host) -> bytes:
+    """Returns the root hash of a source (descriptor, offset, size, name), after writing the tree into `target` from `offset` on."""
+    read_from, read_at, size, name = source
+    if size == 0:
         return bytes(parameters.algorithm.digest_size)
-    blocks = -(-source.size // parameters.block_size)
+    blocks = -(-size // parameters.block_size)
     levels = tree_levels(blocks, parameters.slots)
     if not levels:
-        return engine.digest_block(parameters.hashing, source.read(0, source.size).ljust(parameters.block_size, b"\0"))
+        return engine.digest_block(parameters.hashing, os.pread(read_from, size, read_at).ljust(parameters.block_size, b"\0"))
     kernel = engine.choose_kernel(parameters.algorithm, host)
     os.ftruncate(target, max(os.fstat(target).st_size, offset + tree_size(levels, parameters.slots)))
-    read_from, read_at, size, name = source.descriptor, 0, source.size, str(source.path)
     for level in levels:
         at = offset + level.offset
         job = engine.LevelJob(
