@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
-from ipe_build.audit.checks_disk import root_hash_of
 from ipe_build.audit.facts import ImageFacts, Region
 from ipe_build.audit.outcome import Outcome, bad, good, unknown
+from ipe_build.audit.root_hash import root_hash_of
 from ipe_build.errors import IpeBuildError
 from ipe_build.integrity.reed_solomon import CODEWORD, parity
 from ipe_build.integrity.verity import VerityTree, read_superblock

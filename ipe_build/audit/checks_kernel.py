@@ -10,7 +10,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.x509.oid import NameOID
 
-from ipe_build.audit.checks_disk import WEAK_HASHES
+from ipe_build.audit.checks_tree import WEAK_HASHES
 from ipe_build.audit.facts import ImageFacts, KernelView
 from ipe_build.audit.outcome import Outcome, bad, good, unknown
 from ipe_build.audit.sealed import sealed_by

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from ipe_build.audit.checks_disk import root_facts
 from ipe_build.audit.facts import ImageFacts
 from ipe_build.audit.outcome import Outcome, bad, good, unknown
+from ipe_build.audit.root_hash import root_facts
 from ipe_build.audit.sealed import enabled_in, is_frozen, sealed_by
 from ipe_build.errors import IpeBuildError
 from ipe_build.formats.cms import decode_signed_data

@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from ipe_build.audit.checks_disk import root_facts
 from ipe_build.audit.checks_policy import device_policies
 from ipe_build.audit.facts import ImageFacts, ModuleView, RootFiles
 from ipe_build.audit.outcome import Outcome, bad, good, unknown
+from ipe_build.audit.root_hash import root_facts
 from ipe_build.audit.sealed import enabled_in, takes_unsigned_modules
 from ipe_build.policy.evaluate import evaluate
 from ipe_build.policy.facts import NO_FILE, Facts

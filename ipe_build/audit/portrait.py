@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec, ed448, ed25519, rsa
 
-from ipe_build.audit.checks_disk import root_hash_of
 from ipe_build.audit.facts import ImageFacts
+from ipe_build.audit.root_hash import root_hash_of
 from ipe_build.audit.sealed import sealed_by
 from ipe_build.audit.tree import PolicyInForce, Program, boot_policy_of, device_policy_of, programs_of
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from ipe_build.audit.checks_disk import hash_name_of, root_hash_of
 from ipe_build.audit.facts import ImageFacts
+from ipe_build.audit.root_hash import hash_name_of, root_hash_of
 from ipe_build.policy.evaluate import Enabled, all_enabled, decide
 from ipe_build.policy.facts import Digest, Facts
 from ipe_build.policy.model import Rule

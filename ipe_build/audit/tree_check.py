@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from ipe_build.audit.checks_disk import root_hash_of
 from ipe_build.audit.facts import ImageFacts, Region, RootPartitions
+from ipe_build.audit.root_hash import root_hash_of
 from ipe_build.errors import IpeBuildError
 
 if TYPE_CHECKING:

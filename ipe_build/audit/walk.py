@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
-from ipe_build.audit.checks_boot import kernel_bool
+from ipe_build.audit.checks_command_line import kernel_bool
 from ipe_build.audit.facts import ImageFacts
 from ipe_build.audit.findings import Answer
 from ipe_build.audit.sealed import enabled_in

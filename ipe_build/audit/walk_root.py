@@ -9,12 +9,12 @@ from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 from uuid import UUID
 
-from ipe_build.audit.checks_boot import kernel_bool
-from ipe_build.audit.checks_disk import root_facts
+from ipe_build.audit.checks_command_line import kernel_bool
 from ipe_build.audit.checks_kernel import FILESYSTEM_SYMBOLS, HASH_SYMBOLS
 from ipe_build.audit.checks_policy import SignedPolicy, signed_policies
 from ipe_build.audit.facts import ImageFacts
 from ipe_build.audit.file_tree import TreeFile
+from ipe_build.audit.root_hash import root_facts
 from ipe_build.audit.sealed import enabled_in
 from ipe_build.audit.tree_check import check_tree
 from ipe_build.errors import IpeBuildError

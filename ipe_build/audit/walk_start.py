@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ipe_build.audit.checks_boot import RD_SYMBOLS
+from ipe_build.audit.checks_initramfs import RD_SYMBOLS
 from ipe_build.audit.facts import EntryKind, ImageFacts
 from ipe_build.audit.findings import Answer
 from ipe_build.policy.properties import Operation

@@ -214,7 +214,8 @@ def authenticode_digest(data: bytes, algorithm: str = "sha256") -> bytes:
 def hashed_ranges(image: PeImage) -> tuple[tuple[int, int], ...]:
     """Returns the parts of the file (start, end) that the Authenticode digest covers, in the order in which they are hashed.
 
-    Raises: FormatError where firmware would give up: sections and certificate table claim more than the file has.
+    Raises: FormatError where firmware would give up (sections and certificate table claim more than the file has), and for sections
+    that overlap so much that hashing them is hostile.
     """
     size = len(image.data)
     ranges = [(0, image.checksum_offset)]
@@ -228,6 +229,8 @@ def hashed_ranges(image: PeImage) -> tuple[tuple[int, int], ...]:
         if section.raw_size:
             ranges.append((section.raw_offset, section.raw_offset + section.raw_size))
             counted += section.raw_size
+    if counted > 2 * size:
+        raise FormatError(f"its sections overlap: together they have {counted} bytes, the file {size}", where=_WHERE)
     rest = size - image.certificate_table_size
     if counted < size and counted > rest:
         raise FormatError(f"the certificate table's {image.certificate_table_size} bytes reach into the sections", where=_WHERE)

@@ -32,6 +32,7 @@ from ipe_build.formats.gpt import Partition, lay_out, read_gpt, write_gpt
 from ipe_build.formats.ima_xattr import parse_integrity_xattr
 from ipe_build.formats.initramfs import unpack_initramfs
 from ipe_build.formats.spc import decode_spc
+from ipe_build.formats.squashfs import Squashfs
 from ipe_build.formats.tpm_event_log import build_event_log, parse_event_log
 from ipe_build.formats.tpm_quote import parse_public, parse_quote, parse_signature
 from ipe_build.host import Host
@@ -182,6 +183,20 @@ def _fat() -> list[bytes]:
         return [image.read_bytes()]
 
 
+def _squashfs() -> list[bytes]:
+    return [
+        _made(["mksquashfs", "{root}", "{image}", "-quiet", "-no-progress", "-noappend", "-all-root", "-comp", name, *more], None)
+        for name, more in (("gzip", []), ("zstd", ["-noI"]), ("xz", ["-no-fragments"]))
+    ]
+
+
+def _walk_squashfs(data: bytes) -> None:
+    image = Squashfs(_reader(data), len(data))
+    for _, inode in image.walk():
+        image.read(inode, 0, 1 << 20)
+        image.read(inode, 5000, 100)
+
+
 def _walk_ext4(data: bytes) -> None:
     filesystem = Ext4(_reader(data), len(data))
     for _, inode in filesystem.walk():
@@ -243,6 +258,7 @@ TARGETS: tuple[Target, ...] = (
     ),
     Target("erofs", lambda data: [path for path, _ in Erofs(_reader(data), len(data)).walk()], _erofs),
     Target("ext4", _walk_ext4, _ext4),
+    Target("squashfs", _walk_squashfs, _squashfs),
     Target("fat", _walk_fat, _fat),
 )
 _BOOT_TARGETS: tuple[Target, ...] = (

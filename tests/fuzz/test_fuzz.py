@@ -20,6 +20,7 @@ TOOLS = {
     "erofs": ("mkfs.erofs",),
     "ext4": ("mke2fs",),
     "fat": ("mkfs.vfat", "mmd", "mcopy"),
+    "squashfs": ("mksquashfs",),
 }
 GUIDED = 2000
 """Executions of each target under Atheris."""

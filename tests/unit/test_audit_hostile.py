@@ -28,11 +28,13 @@ from ipe_build.formats.fat import Fat
 from ipe_build.formats.gpt import Partition, PartitionTable, write_gpt
 from ipe_build.formats.initramfs import unpack_initramfs
 from ipe_build.formats.partition_types import EFI_SYSTEM, PARTITION_TYPES
+from ipe_build.formats.pe import authenticode_digest
 from ipe_build.host import Host, Progress
 from ipe_build.kernel.module_compression import unpack as unpack_module
 from ipe_build.pipeline import audit_image
 
 MIB = 1 << 20
+STUB = Path("/usr/lib/systemd/boot/efi/linuxx64.efi.stub")
 TYPES = PARTITION_TYPES["x86-64"]
 
 
@@ -290,6 +292,30 @@ def test_any_filesystem_gives_its_files(host: Host, need, tree: Path, tmp_path: 
     file = found.find("inside/file")
     assert file is not None
     assert file.read(1 << 20) == (tree / "inside/file").read_bytes()
+
+
+def test_sections_of_a_uki_that_overlap_are_not_hashed_again_and_again(tmp_path: Path, quiet: Host) -> None:
+    """Each of 64 sections is the whole file: a signature over that would be 64 times its bytes."""
+    if not STUB.is_file():
+        pytest.skip("systemd-boot-efi is missing")
+    stub = bytearray(STUB.read_bytes())
+    at = struct.unpack_from("<I", stub, 60)[0]
+    optional = struct.unpack_from("<H", stub, at + 20)[0]
+    struct.pack_into("<H", stub, at + 6, 64)
+    table = at + 24 + optional
+    headers = -(-(table + 64 * 40) // 512) * 512
+    struct.pack_into("<I", stub, at + 24 + 60, headers)
+    size = max(len(stub), headers)
+    for number in range(64):
+        name = {0: b".linux", 1: b".osrel"}.get(number, b".s%d" % number)
+        stub[table + 40 * number : table + 40 * (number + 1)] = struct.pack("<8sIIIIIIHHI", name, size, 4096, size, 0, 0, 0, 0, 0, 0x40)
+    with pytest.raises(FormatError, match="overlap"):
+        authenticode_digest(bytes(stub))
+    image = tmp_path / "hostile.efi"
+    image.write_bytes(stub)
+    report = audit_image(image, quiet)[0]
+    found = [one for one in report.findings if one.check == "image-readable" and one.verdict is Verdict.FAIL]
+    assert any("overlap" in one.why for one in found), found
 
 
 def test_a_long_number_in_a_version_is_compared_and_not_computed() -> None:
