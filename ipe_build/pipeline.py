@@ -70,9 +70,7 @@ def audit_image(
     ledger: Ledger | None = None,
 ) -> tuple[AuditReport, Portrait]:
     """Step 9. Returns the findings about an image, read again from its bytes, and what its page for people shows; nothing is run."""
-    with examined(
-        image, host, kernel=kernel, initramfs=initramfs, command_line=command_line, db=db, config=config, ledger=ledger
-    ) as facts:
+    with examined(image, host, kernel=kernel, initramfs=initramfs, command_line=command_line, db=db, config=config, ledger=ledger) as facts:
         return audit(facts, host), portrait_of(facts)
 
 

@@ -87,9 +87,7 @@ def plan(arguments: argparse.Namespace, host: Host) -> Outcome:
         )
         requests.append(request)
     if not requests:
-        raise UsageError(
-            "names nothing to sign", where="sign plan", hint="give --policy, --root-hash, --module, --ima, --efi, …"
-        )
+        raise UsageError("names nothing to sign", where="sign plan", hint="give --policy, --root-hash, --module, --ima, --efi, …")
     with host.output(arguments.output, force=arguments.force) as temporary:
         temporary.write_text(Plan(tuple(requests)).to_json(), encoding="utf-8")
     value = {
