@@ -58,7 +58,7 @@ def certificate_facts(der: bytes) -> CertificateFacts:
     found = x509.load_der_x509_certificate(der)
     try:
         key_id = found.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value.digest
-    except (x509.ExtensionNotFound, x509.DuplicateExtension, ValueError, TypeError):
+    except (x509.ExtensionNotFound, x509.DuplicateExtension, x509.UnsupportedGeneralNameType, ValueError, TypeError):
         key_id = b""
     return CertificateFacts(
         subject=_name(lambda: found.subject),
@@ -176,6 +176,6 @@ def _length_follows(kernel: bytes, end: int, length: int) -> bool:
 def _is_certificate(der: bytes) -> bool:
     try:
         x509.load_der_x509_certificate(der)
-    except ValueError:
+    except (ValueError, x509.InvalidVersion):
         return False
     return True

@@ -74,7 +74,7 @@ def certificates_der(certificates: tuple[bytes, ...]) -> tuple[bytes, ...]:
     for number, data in enumerate(certificates, 1):
         try:
             loaded = x509.load_pem_x509_certificates(data) if b"-----BEGIN" in data else [x509.load_der_x509_certificate(data)]
-        except ValueError as error:
+        except (ValueError, x509.InvalidVersion) as error:
             first = str(error).split(".")[0].split("\n")[0]
             raise InputError(f"wanted an X.509 certificate (DER or PEM): {first}", where=f"trusted certificate {number}") from None
         seen.update((certificate.public_bytes(Encoding.DER), None) for certificate in loaded)

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from ipe_build.errors import IpeBuildError
 from tests.fuzz.targets import BY_NAME, TARGETS, Target, mutated, run
 
 ROUNDS = 1000
@@ -55,6 +54,5 @@ def test_a_reader_guided_by_coverage_does_not_break(name: str, need: Callable[[s
 
 
 @pytest.mark.parametrize("place", sorted(Path(__file__).with_name("found").iterdir()), ids=lambda place: place.name)
-def test_what_once_broke_a_reader_is_refused(place: Path) -> None:
-    with pytest.raises(IpeBuildError):
-        BY_NAME[place.name.partition(".")[0]].read(place.read_bytes())
+def test_what_once_broke_a_reader_is_answered_or_refused(place: Path) -> None:
+    run(BY_NAME[place.name.partition(".")[0]], place.read_bytes())
