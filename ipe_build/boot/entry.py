@@ -14,6 +14,7 @@ from uuid import UUID
 
 from ipe_build.errors import InputError, ToolFailedError
 from ipe_build.formats.gpt import Partition, PartitionTable, read_gpt
+from ipe_build.formats.loader_entry import entry_fields
 from ipe_build.formats.partition_types import EFI_SYSTEM
 from ipe_build.formats.uki import is_uki, uki_parts
 
@@ -76,7 +77,7 @@ def read_entry(disk: Path, folder: Path, host: Host) -> BootEntry:
             hint="give kernel, initramfs and command line: --kernel, --initrd, --command-line",
         )
     text = _read(disk, partition, f"/loader/entries/{names[0]}", host).decode("utf-8", "replace")
-    fields = _fields(text)
+    fields = entry_fields(text)
     where = f"{disk}: /loader/entries/{names[0]}"
     if len(fields.get("linux", ())) != 1:
         raise InputError("wanted one line `linux`", where=where)
@@ -138,13 +139,3 @@ def _read(disk: Path, partition: Partition, path: str, host: Host) -> bytes:
         return host.run(["mcopy", "-i", image, f"::{path}", "-"], env={"MTOOLS_SKIP_CHECK": "1"}).stdout
     except ToolFailedError as error:
         raise InputError(f"its EFI system partition has no readable {path}", where=str(disk), hint=error.message) from error
-
-
-def _fields(text: str) -> dict[str, tuple[str, ...]]:
-    """Returns an entry's fields: a name, spaces, a value; `#` lines are comments; a name may come more than once."""
-    fields: dict[str, tuple[str, ...]] = {}
-    for line in text.splitlines():
-        words = line.strip().split(None, 1)
-        if len(words) == 2 and not words[0].startswith("#"):
-            fields[words[0]] = (*fields.get(words[0], ()), words[1].strip())
-    return fields

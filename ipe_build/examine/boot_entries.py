@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import fnmatch
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cmp_to_key
 
@@ -16,6 +16,7 @@ from ipe_build.audit.facts import BootEntry, EntryKind, EspFacts, Region, UkiFac
 from ipe_build.errors import InputError, IpeBuildError
 from ipe_build.examine.inputs import MAX_BOOT_FILE_BYTES
 from ipe_build.formats.fat import Fat, FatFile
+from ipe_build.formats.loader_entry import entry_fields
 from ipe_build.formats.pe import PeImage, authenticode_digest, is_pe, parse_pe
 from ipe_build.formats.spc import decode_spc
 from ipe_build.signing.authenticode import signatures_of, unsigned
@@ -217,16 +218,6 @@ def compare_versions(one: str, other: str) -> int:
             return -1 if ranks[0] < ranks[1] else 1
         return -1 if left < right else 1
     return 0
-
-
-def entry_fields(text: str) -> Mapping[str, tuple[str, ...]]:
-    """Returns an entry's fields: a name, spaces, a value; `#` lines are comments; a name may come more than once."""
-    fields: dict[str, tuple[str, ...]] = {}
-    for line in text.splitlines():
-        words = line.strip().split(None, 1)
-        if len(words) == 2 and not words[0].startswith("#"):
-            fields[words[0]] = (*fields.get(words[0], ()), words[1].strip())
-    return fields
 
 
 def _settings(text: str) -> dict[str, str]:

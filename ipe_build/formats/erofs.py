@@ -13,11 +13,10 @@ from typing import NamedTuple
 from uuid import UUID
 
 from ipe_build.errors import FormatError
+from ipe_build.formats.tree_walk import walk
 
 MAGIC = b"\xe2\xe1\xf5\xe0"
 SUPERBLOCK_AT = 1024
-MAX_NAMES = 1_000_000
-MAX_DEPTH = 128
 _SUPERBLOCK = struct.Struct("<4sIIBBHQQIIII16s16sIHHHBBIQ")
 _COMPACT = struct.Struct("<HHHHIIIIHHI")
 _EXTENDED = struct.Struct("<HHHHQIIIIQII")
@@ -89,23 +88,7 @@ class Erofs:
 
     def walk(self) -> Iterator[tuple[bytes, ErofsInode]]:
         """Yields path (without a slash in front) and inode of everything below the root, folders before what is in them."""
-        seen = {self._root}
-        folders = [(b"", self.inode(self._root), 0)]
-        names = 0
-        while folders:
-            folder, inode, depth = folders.pop()
-            for name, number in self._names(inode):
-                names += 1
-                if names > MAX_NAMES:
-                    raise FormatError(f"more than {MAX_NAMES} names", where="EROFS")
-                path = folder + b"/" + name if folder else name
-                child = self.inode(number)
-                yield path, child
-                if stat.S_ISDIR(child.mode):
-                    if number in seen or depth >= MAX_DEPTH:
-                        raise FormatError(f"a folder lies in itself, or deeper than {MAX_DEPTH}", where=f"EROFS: inode {number}")
-                    seen.add(number)
-                    folders.append((path, child, depth + 1))
+        return walk(self._root, self.inode, self._names, "EROFS")
 
     def inode(self, number: int) -> ErofsInode:
         """Returns the inode of a number ("nid")."""

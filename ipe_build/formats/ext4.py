@@ -14,12 +14,11 @@ from typing import NamedTuple
 
 from ipe_build.errors import FormatError
 from ipe_build.formats.erofs import device_number
+from ipe_build.formats.tree_walk import walk
 
 ReadAt = Callable[[int, int], bytes]
 """`read_at(offset, length)` returns that many bytes of the image, fewer only at its end."""
 
-MAX_NAMES = 1_000_000
-MAX_DEPTH = 128
 MAX_EXTENTS = 1_000_000
 VERITY_FLAG = 0x100000
 _MAGIC = b"\x53\xef"
@@ -95,23 +94,7 @@ class Ext4:
 
     def walk(self) -> Iterator[tuple[bytes, Ext4Inode]]:
         """Yields path (without a slash in front) and inode of everything below the root, folders before what is in them."""
-        seen = {_ROOT}
-        folders = [(b"", self.inode(_ROOT), 0)]
-        names = 0
-        while folders:
-            folder, inode, depth = folders.pop()
-            for name, number in self._names(inode):
-                names += 1
-                if names > MAX_NAMES:
-                    raise FormatError(f"more than {MAX_NAMES} names", where="ext4")
-                path = folder + b"/" + name if folder else name
-                child = self.inode(number)
-                yield path, child
-                if stat.S_ISDIR(child.mode):
-                    if number in seen or depth >= MAX_DEPTH:
-                        raise FormatError(f"a folder lies in itself, or deeper than {MAX_DEPTH}", where=f"ext4: inode {number}")
-                    seen.add(number)
-                    folders.append((path, child, depth + 1))
+        return walk(_ROOT, self.inode, self._names, "ext4")
 
     def inode(self, number: int) -> Ext4Inode:
         """Returns an inode."""

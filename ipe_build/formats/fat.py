@@ -10,6 +10,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import groupby
 from typing import NamedTuple
 
 from ipe_build.errors import FormatError, InputError
@@ -150,6 +151,35 @@ class Fat:
         if number not in self._pages:
             self._pages[number] = self._read_at(self._layout.fat_offset + number * _PAGE_BYTES, _PAGE_BYTES).ljust(_PAGE_BYTES, b"\xff")
         return self._pages[number]
+
+
+def used_bytes(read_at: ReadAt, size_bytes: int) -> tuple[tuple[int, int], ...] | None:
+    """Returns (offset, length) of what a reader of the filesystem may look at: boot sectors, tables, root folder, allocated clusters.
+
+    Rising and apart from each other. None for a FAT12 or a damaged one: then all of it counts.
+    """
+    try:
+        layout = _layout(read_at(0, 512), size_bytes)
+    except FormatError:
+        return None
+    width = layout.bits // 8
+    raw = read_at(layout.fat_offset, (layout.clusters + 2) * width)
+    if layout.bits == 12 or len(raw) != (layout.clusters + 2) * width:
+        return None
+    free = bytes(width)
+    taken = (raw[at : at + width] != free for at in range(2 * width, len(raw), width))
+    areas = [(0, layout.data_offset)]
+    cluster = 0
+    for is_taken, run in groupby(taken):
+        count = sum(1 for _ in run)
+        if is_taken:
+            offset, length = layout.data_offset + cluster * layout.cluster_bytes, count * layout.cluster_bytes
+            if offset == sum(areas[-1]):
+                areas[-1] = (areas[-1][0], areas[-1][1] + length)
+            else:
+                areas.append((offset, length))
+        cluster += count
+    return tuple(areas)
 
 
 def _layout(head: bytes, size_bytes: int | None) -> _Layout:

@@ -18,13 +18,12 @@ from typing import NamedTuple
 
 from ipe_build.errors import FormatError
 from ipe_build.formats.erofs import device_number
+from ipe_build.formats.tree_walk import walk
 from ipe_build.formats.zstd_library import zstd_errors, zstd_library
 
 ReadAt = Callable[[int, int], bytes]
 """`read_at(offset, length)` returns that many bytes of the image, fewer only at its end."""
 
-MAX_NAMES = 1_000_000
-MAX_DEPTH = 128
 MAX_UNPACKED_BYTES = 64 << 30
 """So much is unpacked of one image in all."""
 _SUPERBLOCK = struct.Struct("<4sIIIIHHHHHHQQQQQQQQ")
@@ -115,23 +114,7 @@ class Squashfs:
 
     def walk(self) -> Iterator[tuple[bytes, SquashfsInode]]:
         """Yields path (without a slash in front) and inode of everything below the root, folders before what is in them."""
-        seen = {self._root}
-        folders = [(b"", self.inode(self._root), 0)]
-        names = 0
-        while folders:
-            folder, inode, depth = folders.pop()
-            for name, place in self._names(inode):
-                names += 1
-                if names > MAX_NAMES:
-                    raise FormatError(f"more than {MAX_NAMES} names", where="SquashFS")
-                path = folder + b"/" + name if folder else name
-                child = self.inode(place)
-                yield path, child
-                if stat.S_ISDIR(child.mode):
-                    if place in seen or depth >= MAX_DEPTH:
-                        raise FormatError(f"a folder lies in itself, or deeper than {MAX_DEPTH}", where=f"SquashFS: inode {child.number}")
-                    seen.add(place)
-                    folders.append((path, child, depth + 1))
+        return walk(self._root, self.inode, self._names, "SquashFS")
 
     def inode(self, place: Place) -> SquashfsInode:
         """Returns the inode at a place of the inode table."""

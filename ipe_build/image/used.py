@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 from ipe_build.errors import FormatError, InputError
-from ipe_build.formats.fat_used import used_bytes
+from ipe_build.formats.fat import used_bytes
 from ipe_build.formats.gpt import ENTRIES, ENTRY_BYTES, Partition, PartitionTable
 from ipe_build.formats.partition_types import EFI_SYSTEM, PARTITION_TYPES
 from ipe_build.formats.verity import MAGIC, SUPERBLOCK_SIZE, parse_superblock

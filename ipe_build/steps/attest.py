@@ -14,6 +14,7 @@ from ipe_build.attest.predict import BANKS, behaviour_of, predict
 from ipe_build.attest.reference import ReferenceValues
 from ipe_build.errors import InputError
 from ipe_build.formats.fat import Fat, FatFile
+from ipe_build.formats.loader_entry import entry_fields
 from ipe_build.formats.partition_types import PARTITION_TYPES
 from ipe_build.formats.pe import is_pe, parse_pe
 from ipe_build.image.disk import Disk, read_disk
@@ -113,12 +114,8 @@ def _first_program(volume: _Volume, disk: Disk) -> str:
 
 def _entry_chain(loader: EfiProgram, entry: FatFile, volume: _Volume) -> BootChain:
     """Returns the chain of a boot loader entry (type 1). Raises: InputError for keys whose measurement is not known here."""
-    fields: dict[str, list[str]] = {}
-    for line in volume.text(entry.path).splitlines():
-        words = line.strip().split(None, 1)
-        if len(words) == 2 and not words[0].startswith("#"):
-            fields.setdefault(words[0], []).append(words[1].strip())
-    kernels, initrds = fields.get("linux", []), fields.get("initrd", [])
+    fields = entry_fields(volume.text(entry.path))
+    kernels, initrds = fields.get("linux", ()), fields.get("initrd", ())
     strange = sorted(set(fields) & {"efi", "devicetree", "devicetree-overlay"})
     if len(kernels) != 1 or len(initrds) > 1 or strange:
         found = f"{len(kernels)} and {len(initrds)}" + (f" and {', '.join(strange)}" if strange else "")
@@ -126,7 +123,7 @@ def _entry_chain(loader: EfiProgram, entry: FatFile, volume: _Volume) -> BootCha
     initrd = None
     if initrds:
         initrd = ("\\" + initrds[0].replace("/", "\\").lstrip("\\"), volume.content(initrds[0]))
-    return BootChain(loader, volume.program(kernels[0]), initrd, " ".join(fields.get("options", [])))
+    return BootChain(loader, volume.program(kernels[0]), initrd, " ".join(fields.get("options", ())))
 
 
 class _Volume:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from ipe_build.cli import main
 from ipe_build.errors import FormatError, InputError, SigningKeyError, VerificationError
 from ipe_build.formats.bmap import BlockMap, BlockRange, parse_bmap
-from ipe_build.formats.fat_used import used_bytes
+from ipe_build.formats.fat import used_bytes
 from ipe_build.formats.gpt import Partition, lay_out
 from ipe_build.formats.partition_types import EFI_SYSTEM, PARTITION_TYPES
 from ipe_build.host import Host
