@@ -18,20 +18,20 @@ from ipe_build.formats.cms import SignerIdentity, decode_signed_data, signer_ide
 from ipe_build.formats.ima_signature import parse_ima_signature
 from ipe_build.formats.ima_xattr import parse_integrity_xattr
 from ipe_build.formats.module_signature import split_signature
-from ipe_build.formats.pe import is_pe, parse_pe
+from ipe_build.formats.pe import is_pe
+from ipe_build.formats.spc import decode_spc
 from ipe_build.formats.verity_sig import parse_verity_signature
 from ipe_build.kernel.module_compression import is_module, unpack
+from ipe_build.signing.authenticode import signatures_of
 from ipe_build.signing.verify import describe_signer
 
 _LARGEST_SIGNATURE_FILE = 1 << 20
-_PKCS7 = 2
-"""WIN_CERT_TYPE_PKCS_SIGNED_DATA."""
 _CMS = b"\x06\x09\x2a\x86\x48\x86\xf7\x0d\x01\x07\x02"
 
 
 @dataclass(frozen=True, slots=True)
 class Artefact:
-    """A signed file: what it is, and who signed it. `signer` is None for a module without a signature."""
+    """A signed file: what it is, and who signed it. `signer` is None for a module or an EFI program without a signature."""
 
     path: Path
     kind: str
@@ -76,9 +76,8 @@ def artefact_of(path: Path, data: bytes) -> Artefact | None:
         signature = split_signature(unpack(data, str(path))[0], str(path)).signature
         return Artefact(path, "module", _cms_signer(signature, path) if signature is not None else None)
     if path.suffix.lower() == ".efi" and is_pe(data):
-        image = parse_pe(data, str(path))
-        found = next((one.content for one in image.certificates if one.type == _PKCS7), None)
-        return Artefact(path, "EFI program", _cms_signer(_without_padding(found), path) if found is not None else None)
+        found = signatures_of(data, str(path))
+        return Artefact(path, "EFI program", decode_spc(found[0], str(path)).signer_infos[0].signer if found else None)
     if data[:1] == b"\x30" and _CMS in data[:32]:
         return Artefact(path, "CMS signature", _cms_signer(data, path))
     if data[:1] == b"{" and b'"signature"' in data and b'"rootHash"' in data:
@@ -92,13 +91,6 @@ def attribute_artefact(path: Path, name: str, value: bytes) -> Artefact | None:
     """Returns who signed the value of `security.ima` or `security.evm`; None for a hash. Raises: FormatError when it is damaged."""
     parsed = parse_integrity_xattr(name, value, f"{path}: {name}")
     return Artefact(path, name, SignerIdentity(b"", 0, parsed.key_id)) if parsed.is_signed else None
-
-
-def _without_padding(content: bytes) -> bytes:
-    """Returns the DER value that a certificate table's entry begins with."""
-    header = 2 + (content[1] & 0x7F if content[1:2] > b"\x80" else 0)
-    length = int.from_bytes(content[2:header], "big") if header > 2 else content[1] if len(content) > 1 else 0
-    return content[: header + length]
 
 
 def _cms_signer(der: bytes, path: Path) -> SignerIdentity:

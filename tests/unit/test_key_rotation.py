@@ -13,6 +13,7 @@ from ipe_build.cli import main
 from ipe_build.host import Host
 from ipe_build.kernel.modules import sign_modules
 from ipe_build.signing.certificates import KeySet
+from ipe_build.signing.efi_image import sign_image
 from ipe_build.signing.loading import load_certificate, load_certificates
 from ipe_build.signing.profiles import PROFILES, root_hash_payload, sign_payload
 
@@ -35,6 +36,19 @@ def _artefacts(folder: Path, keys: KeySet, module: bytes, host: Host) -> Path:
     sign_modules([folder / "demo.ko"], keys.pair("module").signer(host), host, compression="xz")
     (folder / "notes.txt").write_text("nothing signed")
     return folder
+
+
+def test_signed_efi_program_is_told_from_an_unsigned_one(
+    tmp_path: Path, efi_programs: dict[str, bytes], uefi_keys: KeySet, foreign_uefi_keys: KeySet, host: Host, capsys
+) -> None:
+    program = efi_programs["linuxx64.efi.stub"]
+    signed = sign_image(program, uefi_keys.pair("secure-boot").signer(host))
+    (tmp_path / "programs").mkdir()
+    (tmp_path / "programs/signed.efi").write_bytes(signed)
+    (tmp_path / "programs/plain.efi").write_bytes(program)
+    old = ["--old", uefi_keys.pair("secure-boot").certificate, "--new", foreign_uefi_keys.pair("secure-boot").certificate]
+    assert _report(capsys, tmp_path / "programs", *old) == (1, {"signed.efi": "old", "plain.efi": "unsigned"})
+    assert _report(capsys, tmp_path / "programs", "--old", foreign_uefi_keys.bundle)[0] == 0
 
 
 def _report(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, dict[str, str]]:
