@@ -308,12 +308,12 @@ def _finish(built: Built, job: Job) -> tuple[bytes, AuditReport, Evidence | None
     with step("reference values"):
         make_reference_values(disk.path, folder, host)
         made_from = materials(config, job.config_file)
-        make_bill_of_materials(config, made_from, built.kernel.release, folder, host)
+        measured = make_bill_of_materials(config, made_from, built.kernel.release, folder, host)
     with step("manifest"):
-        manifest = make_manifest(config, job.config_file, built.kernel, built.boot_policy, device, root, keys, host)
+        manifest = make_manifest(config, job.config_file, built.kernel, built.boot_policy, device, root, keys, host, measured)
         (folder / FILE_NAME).write_bytes(manifest.to_bytes())
     with step("provenance"):
-        make_statement(config, job.config_file, made_from, built.kernel.release, folder, host)
+        make_statement(config, job.config_file, made_from, built.kernel.release, folder, host, manifest.artefacts)
     if not (job.prove_it and config.boot.probes) or report.failed:
         return root.tree.root_hash, report, None
     with step("boot and probe"):

@@ -110,9 +110,17 @@ class Manifest:
         return json.dumps(self.to_json(), indent=2, ensure_ascii=False).encode() + b"\n"
 
 
-def measure_folder(folder: Path, leave_out: Sequence[str] = (FILE_NAME,)) -> tuple[Artefact, ...]:
-    """Returns all ordinary files below `folder` in the order of their paths, except those left out."""
-    return tuple(Artefact(name, path.stat().st_size, file_sha256(path)) for name, path in sorted(_files(folder)) if name not in leave_out)
+def measure_folder(folder: Path, leave_out: Sequence[str] = (FILE_NAME,), known: Sequence[Artefact] = ()) -> tuple[Artefact, ...]:
+    """Returns all ordinary files below `folder` in the order of their paths, except those left out.
+
+    What is `known` (and has not changed since it was measured) is not read again.
+    """
+    before = {one.path: one for one in known}
+    return tuple(
+        before.get(name) or Artefact(name, path.stat().st_size, file_sha256(path))
+        for name, path in sorted(files_below(folder))
+        if name not in leave_out
+    )
 
 
 def verify_folder(folder: Path) -> None:
@@ -144,7 +152,8 @@ def file_sha256(path: Path) -> bytes:
     return digest.digest()
 
 
-def _files(folder: Path) -> Iterator[tuple[str, Path]]:
+def files_below(folder: Path) -> Iterator[tuple[str, Path]]:
+    """Yields name (relative, with slashes) and path of each ordinary file below a folder."""
     for path in folder.rglob("*"):
         if path.is_file() and not path.is_symlink():
             yield path.relative_to(folder).as_posix(), path

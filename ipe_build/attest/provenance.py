@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from ipe_build.attest.manifest import Artefact, file_sha256, measure_folder
+from ipe_build.attest.manifest import Artefact, file_sha256, files_below, measure_folder
 from ipe_build.errors import FormatError, VerificationError
 
 PAYLOAD_TYPE = "application/vnd.in-toto+json"
@@ -85,9 +85,9 @@ class Provenance:
         }
 
 
-def subjects_of(folder: Path) -> tuple[Artefact, ...]:
-    """Returns every file of an output folder, except `NOT_SUBJECTS`."""
-    return measure_folder(folder, leave_out=NOT_SUBJECTS)
+def subjects_of(folder: Path, known: Sequence[Artefact] = ()) -> tuple[Artefact, ...]:
+    """Returns every file of an output folder, except `NOT_SUBJECTS`; what is `known` is not read again."""
+    return measure_folder(folder, NOT_SUBJECTS, known)
 
 
 def check_subjects(statement: bytes, folder: Path, where: str) -> int:
@@ -103,7 +103,7 @@ def check_subjects(statement: bytes, folder: Path, where: str) -> int:
             problems.append(f"{name} is missing")
         elif (got := file_sha256(path)) != digest:
             problems.append(f"{name} has SHA-256 {got.hex()}, the statement says {digest.hex()}")
-    problems += [f"{one.path} is not named by the statement" for one in subjects_of(folder) if one.path not in wanted]
+    problems += [f"{name} is not named by the statement" for name, _ in sorted(files_below(folder)) if name not in (*wanted, *NOT_SUBJECTS)]
     if problems:
         more = f", and {len(problems) - 8} more" if len(problems) > 8 else ""
         raise VerificationError("; ".join(problems[:8]) + more, where=str(folder), hint="the folder is not what was signed")

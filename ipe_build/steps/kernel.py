@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 
 from cryptography.hazmat.primitives.serialization import Encoding
@@ -16,7 +17,7 @@ from ipe_build.kernel.build import Kernel, build_kernel
 from ipe_build.kernel.module_order import modules_in_order
 from ipe_build.kernel.modules import sign_modules
 from ipe_build.kernel.prebuilt import take_kernel
-from ipe_build.kernel.profiles import DEBIAN_SOURCE, kernel_request
+from ipe_build.kernel.profiles import DEBIAN_SOURCE, KernelRequest, kernel_request
 from ipe_build.kernel.trust import KernelTrust
 from ipe_build.policy.parser import Role
 from ipe_build.steps.keys import Keys
@@ -25,20 +26,27 @@ from ipe_build.steps.policies import properties_of
 _MODULE_SUFFIX = {ModuleCompression.NONE: "none", ModuleCompression.GZIP: "gz", ModuleCompression.XZ: "xz", ModuleCompression.ZSTD: "zst"}
 
 
-def make_kernel(config: Config, boot_policy: bytes, device_policy: bytes, keys: Keys, config_file: Path, host: Host) -> Kernel:
-    """Step 2. Returns the kernel with boot policy and certificates linked in (from the cache where it was built), or the named one."""
+def kernel_request_of(config: Config, features: Iterable[str], properties: Iterable[str]) -> KernelRequest:
+    """Returns what kernel the configuration asks for, with these features, for policies that use these properties."""
     section = config.kernel
-    request = kernel_request(
+    return kernel_request(
         section.source or DEBIAN_SOURCE,
         board=section.board,
-        features=section.features,
-        properties=properties_of(boot_policy, Role.BOOT) | properties_of(device_policy, Role.DEVICE),
+        features=features,
+        properties=properties,
         filesystem=config.rootfs.filesystem,
         module_compression=config.modules.compression,
         base=section.base,
         fragments=section.fragments,
         patches=section.patches,
     )
+
+
+def make_kernel(config: Config, boot_policy: bytes, device_policy: bytes, keys: Keys, config_file: Path, host: Host) -> Kernel:
+    """Step 2. Returns the kernel with boot policy and certificates linked in (from the cache where it was built), or the named one."""
+    section = config.kernel
+    properties = properties_of(boot_policy, Role.BOOT) | properties_of(device_policy, Role.DEVICE)
+    request = kernel_request_of(config, section.features, properties)
     trust = KernelTrust(boot_policy, tuple(one.public_bytes(Encoding.DER) for one in keys.trusted))
     if section.image is not None:
         return take_kernel(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 
 from cryptography import x509
@@ -10,6 +11,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from ipe_build import __version__
 from ipe_build.attest.manifest import (
+    Artefact,
     CertificateEntry,
     Manifest,
     PolicyEntry,
@@ -35,8 +37,9 @@ def make_manifest(
     root: VerityRoot,
     keys: Keys | None,
     host: Host,
+    known: Sequence[Artefact] = (),
 ) -> Manifest:
-    """Step 10. Returns the manifest of the folder that the root's filesystem image lies in."""
+    """Step 10. Returns the manifest of the folder that the root's filesystem image lies in; what is `known` of it is not read again."""
     boot = parse(boot_policy, role=Role.BOOT).policy
     assert boot is not None
     parameters = root.tree.parameters
@@ -68,7 +71,7 @@ def make_manifest(
             )
             for one in (keys.trusted if keys is not None else ())
         ),
-        artefacts=measure_folder(root.filesystem.path.parent),
+        artefacts=measure_folder(root.filesystem.path.parent, known=known),
     )
 
 

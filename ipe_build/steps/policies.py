@@ -71,12 +71,17 @@ def lint_policies(config: Config, boot_policy: bytes, device_policy: bytes, kern
     boot = Target(version, Role.BOOT, resolved)
     device = Target(version, Role.DEVICE, resolved, stem=config.policy.device.name, active=parse(boot_policy, version, Role.BOOT).policy)
     for name, text, target in ((config.policy.boot.name, boot_policy, boot), (config.policy.device.name, device_policy, device)):
-        for finding in check(text, target).findings:
-            where = f"{name}.pol:{finding.line}"
-            if finding.severity is LintSeverity.ERROR:
-                raise InputError(f"{finding.message} ({finding.rule})", where=where, hint=finding.hint)
-            if finding.severity is LintSeverity.WARNING:
-                host.progress.warn(f"{where}: {finding.message} ({finding.rule})")
+        lint_policy(name, text, target, host)
+
+
+def lint_policy(name: str, text: bytes, target: Target, host: Host) -> None:
+    """Prints the linter's warnings of one policy for a kernel. Raises: InputError for its first error."""
+    for finding in check(text, target).findings:
+        where = f"{name}.pol:{finding.line}"
+        if finding.severity is LintSeverity.ERROR:
+            raise InputError(f"{finding.message} ({finding.rule})", where=where, hint=finding.hint)
+        if finding.severity is LintSeverity.WARNING:
+            host.progress.warn(f"{where}: {finding.message} ({finding.rule})")
 
 
 def properties_of(text: bytes, role: Role) -> frozenset[str]:

@@ -6,13 +6,13 @@ import hashlib
 import os
 import platform
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
 from ipe_build import __version__
 from ipe_build.attest import dsse
-from ipe_build.attest.manifest import file_sha256, measure_folder
+from ipe_build.attest.manifest import Artefact, file_sha256, measure_folder
 from ipe_build.attest.provenance import FILE_NAME, PAYLOAD_TYPE, Material, Provenance, Tool, subjects_of
 from ipe_build.attest.reference import FILE_NAME as REFERENCE_NAME
 from ipe_build.attest.sbom import DATABASES, OS_RELEASE, Package, make_sbom, read_packages
@@ -51,18 +51,30 @@ def make_reference_values(disk: Path, folder: Path, host: Host) -> bool:
     return True
 
 
-def make_bill_of_materials(config: Config, made_from: tuple[Material, ...], kernel_release: str, folder: Path, host: Host) -> None:
-    """Writes the bill of materials of what lies in the folder so far."""
+def make_bill_of_materials(
+    config: Config, made_from: tuple[Material, ...], kernel_release: str, folder: Path, host: Host
+) -> tuple[Artefact, ...]:
+    """Writes the bill of materials of what lies in the folder so far; returns what that is."""
     packages = packages_of(config.rootfs.source)
     epoch = host.source_date_epoch
-    bill = make_sbom(config.build.name, __version__, epoch, kernel_release, measure_folder(folder), made_from, packages)
+    measured = measure_folder(folder)
+    bill = make_sbom(config.build.name, __version__, epoch, kernel_release, measured, made_from, packages)
     (folder / SBOM_NAME).write_bytes(bill)
+    return measured
 
 
 def make_statement(
-    config: Config, config_file: Path, made_from: tuple[Material, ...], kernel_release: str, folder: Path, host: Host
+    config: Config,
+    config_file: Path,
+    made_from: tuple[Material, ...],
+    kernel_release: str,
+    folder: Path,
+    host: Host,
+    known: Sequence[Artefact] = (),
 ) -> None:
     """Writes the signed statement over every file of the folder; nothing where the build has no key for it.
+
+    What is `known` of the folder is not read again.
 
     A development build without `[keys.attestation]` is signed by a TEST key. Raises: SigningKeyError, SignaturePendingError.
     """
@@ -70,18 +82,25 @@ def make_statement(
     if signer is None:
         host.progress.note("no provenance: [keys] attestation names no key")
         return
-    statement = new_statement(config, made_from, kernel_release, folder, host)
+    statement = new_statement(config, made_from, kernel_release, folder, host, known)
     (folder / FILE_NAME).write_bytes(dsse.seal(statement.to_bytes(), PAYLOAD_TYPE, signer))
 
 
-def new_statement(config: Config, made_from: tuple[Material, ...], kernel_release: str, folder: Path, host: Host) -> Provenance:
+def new_statement(
+    config: Config,
+    made_from: tuple[Material, ...],
+    kernel_release: str,
+    folder: Path,
+    host: Host,
+    known: Sequence[Artefact] = (),
+) -> Provenance:
     """Returns the statement about the folder as it is."""
     return Provenance(
         name=config.build.name,
         tool_version=__version__,
         source_date_epoch=host.source_date_epoch,
         kernel_release=kernel_release,
-        subjects=subjects_of(folder),
+        subjects=subjects_of(folder, known),
         materials=made_from,
         tools=tuple(tools(config, host)),
     )

@@ -22,15 +22,15 @@ from ipe_build.kernel.build import Kernel, build_kernel
 from ipe_build.kernel.inspect import inspect_kernel
 from ipe_build.kernel.needs import Need
 from ipe_build.kernel.prebuilt import take_kernel
-from ipe_build.kernel.profiles import DEBIAN_SOURCE, KernelRequest, kernel_request
+from ipe_build.kernel.profiles import KernelRequest
 from ipe_build.kernel.seal import root_hashes_of, seal_kernel
 from ipe_build.kernel.slot import policy_of, reserved_policy
 from ipe_build.kernel.trust import KernelTrust
-from ipe_build.policy.findings import Severity, Target
-from ipe_build.policy.lint import check
+from ipe_build.policy.findings import Target
 from ipe_build.policy.parser import Role
 from ipe_build.policy.versions import KernelVersion
-from ipe_build.steps.policies import properties_of, render_policy
+from ipe_build.steps.kernel import kernel_request_of
+from ipe_build.steps.policies import lint_policy, properties_of, render_policy
 from ipe_build.steps.root import VerityRoot
 
 _KEYS = ("policy", "verity", "module")
@@ -79,7 +79,9 @@ def seal(config: Config, config_file: Path, unsealed: Kernel, root: VerityRoot, 
     """
     pinned = (root.tree.parameters.hash_name, root.tree.root_hash)
     policy = _boot_policy(config, config_file, pinned)
-    _lint(config, policy, unsealed, host)
+    resolved = parse_dotconfig(unsealed.config.read_bytes(), where=str(unsealed.config))
+    target = Target(KernelVersion.of_text(unsealed.release), Role.BOOT, resolved)
+    lint_policy(config.policy.boot.name, policy, target, host)
     image = root.filesystem.path
     image.with_name(f"{image.name}.roothash").write_text(f"{root.tree.root_hash.hex()}\n", "utf-8")
     place = folder / "vmlinuz"
@@ -137,28 +139,7 @@ def _boot_policy(config: Config, config_file: Path, pinned: tuple[str, bytes]) -
 
 def _request(config: Config, config_file: Path) -> KernelRequest:
     """Returns the kernel to build: that of the configuration, with the feature `sealed`."""
-    section = config.kernel
     algorithm = config.verity.hash
     foreseen = _boot_policy(config, config_file, (algorithm, bytes(find_hash(algorithm).digest_size)))
-    return kernel_request(
-        section.source or DEBIAN_SOURCE,
-        board=section.board,
-        features=dict.fromkeys((*section.features, Need.SEALED.value)),
-        properties=properties_of(foreseen, Role.BOOT),
-        filesystem=config.rootfs.filesystem,
-        module_compression=config.modules.compression,
-        base=section.base,
-        fragments=section.fragments,
-        patches=section.patches,
-    )
-
-
-def _lint(config: Config, policy: bytes, kernel: Kernel, host: Host) -> None:
-    """Prints the linter's warnings for this very kernel. Raises: InputError for its first error."""
-    resolved = parse_dotconfig(kernel.config.read_bytes(), where=str(kernel.config))
-    for finding in check(policy, Target(KernelVersion.of_text(kernel.release), Role.BOOT, resolved)).findings:
-        where = f"{config.policy.boot.name}.pol:{finding.line}"
-        if finding.severity is Severity.ERROR:
-            raise InputError(f"{finding.message} ({finding.rule})", where=where, hint=finding.hint)
-        if finding.severity is Severity.WARNING:
-            host.progress.warn(f"{where}: {finding.message} ({finding.rule})")
+    features = dict.fromkeys((*config.kernel.features, Need.SEALED.value))
+    return kernel_request_of(config, features, properties_of(foreseen, Role.BOOT))
