@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import io
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from ipe_build.errors import ToolMissingError
 from ipe_build.host import Host, Progress
+from tests.missing import missing
 
 _FIXTURES = Path(__file__).parent / "fixtures"
 pytest_plugins = [f"tests.fixtures.{file.stem}" for file in sorted(_FIXTURES.glob("[a-z]*.py"))]
@@ -29,9 +31,19 @@ def need(host: Host):
         try:
             return host.tool(program)
         except ToolMissingError as error:
-            if os.environ.get("CI"):
-                pytest.fail(str(error))
-            pytest.skip(str(error))
+            missing(str(error))
+
+    return needed
+
+
+@pytest.fixture(scope="session")
+def need_file() -> Callable[[Path, str], Path]:
+    """`need_file(path, package)`: skips on a laptop, fails in CI, when a package's file is missing. Returns its path."""
+
+    def needed(path: Path, package: str) -> Path:
+        if not path.is_file():
+            missing(f"{path} is missing: apt-get install {package}")
+        return path
 
     return needed
 

@@ -32,7 +32,6 @@ pytestmark = pytest.mark.slow
 @pytest.fixture
 def firmware(test_keys: KeySet, foreign_keys: KeySet, tmp_path: Path, host: Host, need) -> Firmware:
     """Firmware with Secure Boot on, two certificates in db: one that signed nothing, and the root of ours."""
-    pytest.importorskip("virt.firmware")
     need("qemu-system-x86_64")
     stranger, root = (load_certificate(keys.root.certificate) for keys in (foreign_keys, test_keys))
     return secure_firmware((stranger, root), tmp_path, host)

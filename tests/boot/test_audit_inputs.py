@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -35,10 +36,9 @@ def image(demo_build: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def uki(demo_build: Path, tmp_path: Path, quiet: Host) -> Path:
+def uki(demo_build: Path, tmp_path: Path, quiet: Host, need_file: Callable[[Path, str], Path]) -> Path:
     """A unified kernel image of the demo's kernel and initramfs."""
-    if not stub_path("x86-64").is_file():
-        pytest.skip("systemd-boot-efi is missing")
+    need_file(stub_path("x86-64"), "systemd-boot-efi")
     out = tmp_path / "demo.efi"
     make_uki(UkiRequest(demo_build / "vmlinuz", (demo_build / "initrd",), "console=ttyS0 panic=-1 loglevel=7"), out, quiet)
     return out

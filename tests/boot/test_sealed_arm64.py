@@ -68,12 +68,11 @@ int main(int count, char **arguments)
 
 
 @pytest.fixture(scope="session")
-def arm64_kernel(host: Host, need) -> Kernel:
+def arm64_kernel(host: Host, need, need_file) -> Kernel:
     """An arm64 kernel without keys and with a reserved policy: no probes, nothing that the test does not need."""
     for tool in (_COMPILER, "qemu-system-aarch64", "make", "bc", "bison", "flex"):
         need(tool)
-    if not DEBIAN_SOURCE.is_file():
-        pytest.skip(f"{DEBIAN_SOURCE} is missing")
+    need_file(DEBIAN_SOURCE, "linux-source-6.12")
     request = kernel_request(board="qemu-arm64", features=("sealed",), properties=("boot_verified", "dmverity_roothash"))
     return build_kernel(request, KernelTrust(reserved_policy()), host)
 

@@ -14,6 +14,7 @@ import pytest
 from ipe_build.formats.dotconfig import DotConfig, parse_dotconfig
 from ipe_build.host import Host
 from ipe_build.kernel.inspect import inspect_kernel
+from tests.missing import missing
 
 ARCHITECTURES = {"amd64": ("x86-64", ("bzImage", "zstd", "ELF")), "arm64": ("arm64", ("arm64 Image",))}
 _VERSION = re.compile(r"linux-image-(6\.12\.\d+)\S*-cloud-\w+-unsigned")
@@ -61,10 +62,10 @@ def debian_kernel(host: Host, need: Callable[[str], Path]) -> Callable[[str], tu
             names = [line.split()[0] for line in listing.splitlines()]
             found = sorted(filter(_VERSION.match, names), key=lambda name: [int(part) for part in re.findall(r"\d+", name)])
             if not found:
-                pytest.skip(f"the package sources have no 6.12 kernel for {architecture}")
+                missing(f"the package sources have no 6.12 kernel for {architecture}")
             apt(folder, architecture, "apt-get", "download", found[-1])
         except AssertionError as error:
-            pytest.skip(f"Debian's packages cannot be had here: {error}")
+            missing(f"Debian's packages cannot be had here: {error}")
         package = next(folder.glob("*.deb"))
         unpack = f'dpkg-deb --fsys-tarfile "{package.name}" | tar -x --wildcards "./boot/vmlinuz*" "./boot/config*"'
         subprocess.run(["bash", "-o", "pipefail", "-c", unpack], cwd=folder, check=True)

@@ -32,7 +32,6 @@ def words(device: Path, *more: str) -> list[str]:
 
 
 def test_measure_writes_all_three_forms_and_replaces_nothing(tmp_path: Path, capsys):
-    pytest.importorskip("cbor2")
     (tmp_path / "image.efi").write_bytes(uki())
     outputs = {name: tmp_path / f"out.{name}" for name in ("output", "pcrlock", "corim")}
     flat = [str(word) for name, path in outputs.items() for word in (f"--{name}", path)]

@@ -22,7 +22,6 @@ from ipe_build.signing.certificates import KeySet
 from ipe_build.signing.loading import load_certificate, public_key_of
 from tests.unit.test_attest_predict import uki
 
-pytest.importorskip("sevsnpmeasure")
 _HASHES_PAGE = 0x10
 
 

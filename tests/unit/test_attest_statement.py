@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 from cryptography import x509
+from cyclonedx import schema
+from cyclonedx.validation import json as validation
 
 from ipe_build.attest.dsse import parse_envelope, pre_authentication_encoding, seal, verify_envelope
 from ipe_build.attest.manifest import measure_folder
@@ -183,8 +185,6 @@ Version: 1
 
 
 def test_bill_of_materials_is_cyclonedx_by_its_own_schema(folder: Path):
-    validation = pytest.importorskip("cyclonedx.validation.json")
-    schema = pytest.importorskip("cyclonedx.schema")
     packages = read_packages({"var/lib/dpkg/status": DPKG, "etc/os-release": b'ID="debian"\n'})
     raw = make_sbom("demo", "0.1", 1_700_000_000, "6.12", measure_folder(folder), MATERIALS, packages)
     assert validation.JsonStrictValidator(schema.SchemaVersion.V1_6).validate_str(raw.decode()) is None

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from virt.firmware.varstore import edk2
 
 from ipe_build.errors import FormatError
 from ipe_build.formats.efi_variables import parse_variable_store
@@ -21,7 +22,6 @@ def store(name: str, need_file) -> Path:
 
 @pytest.mark.parametrize("name", STORES)
 def test_reader_agrees_with_virt_firmware(name: str, need_file):
-    edk2 = pytest.importorskip("virt.firmware.varstore.edk2")
     path = store(name, need_file)
     ours = {(one.name, str(one.guid), one.attributes, one.data) for one in parse_variable_store(path.read_bytes())}
     theirs = edk2.Edk2VarStore(str(path)).get_varlist().values()
@@ -43,11 +43,8 @@ def test_deleted_variable_is_gone(need_file):
 
 @settings(deadline=None, max_examples=60)
 @given(st.integers(0, 4000), st.integers(0, 255))
-def test_damaged_store_gives_variables_or_a_format_error(at: int, value: int):
-    path = Path("/usr/share/OVMF/OVMF_VARS_4M.ms.fd")
-    if not path.is_file():
-        pytest.skip("no OVMF here")
-    data = bytearray(path.read_bytes())
+def test_damaged_store_gives_variables_or_a_format_error(need_file, at: int, value: int):
+    data = bytearray(store("OVMF_VARS_4M.ms.fd", need_file).read_bytes())
     data[at] = value
     with contextlib.suppress(FormatError):
         assert isinstance(parse_variable_store(bytes(data)), tuple)
