@@ -7,62 +7,14 @@ stands in each of them. What an IPE property needs is in `policy.properties` (it
 from __future__ import annotations
 
 from collections.abc import Iterable
-from enum import StrEnum
-from typing import NamedTuple
 
+from ipe_build.kernel.need import Need, Row, rows
+from ipe_build.kernel.needs_boards import QEMU_ARM64_ROWS, QEMU_X86_64_ROWS
 
-class Need(StrEnum):
-    """Something the kernel must be able to do."""
-
-    IPE = "ipe"
-    DM_VERITY = "dm-verity"
-    DM_VERITY_SIGNATURE = "dm-verity-signature"
-    FS_VERITY = "fs-verity"
-    FS_VERITY_SIGNATURE = "fs-verity-signature"
-    SECONDARY_KEYRING = "secondary-keyring"
-    PLATFORM_KEYRING = "platform-keyring"
-    REVOCATION = "revocation"
-    EROFS = "erofs"
-    SQUASHFS = "squashfs"
-    EXT4 = "ext4"
-    MODULES = "modules"
-    MODULES_GZIP = "modules-gzip"
-    MODULES_XZ = "modules-xz"
-    MODULES_ZSTD = "modules-zstd"
-    FIRMWARE = "firmware"
-    HARDENING = "hardening"
-    INITRAMFS = "initramfs"
-    USERSPACE = "userspace"
-    QEMU_X86_64 = "qemu-x86_64"
-    EFI = "efi"
-    INSPECTION = "inspection"
-    PROBES = "probes"
-    IMA = "ima"
-    KEXEC = "kexec"
-    SEALED = "sealed"
-    QEMU_ARM64 = "qemu-arm64"
-    TPM = "tpm"
-    IMA_ENFORCED = "ima-enforced"
-    EVM = "evm"
-    TRUSTED_KEYS_TPM = "trusted-keys-tpm"
-    TRUSTED_KEYS_TEE = "trusted-keys-tee"
-
-
-class Row(NamedTuple):
-    """One symbol (without `CONFIG_`) that one need asks for, and why."""
-
-    need: Need
-    symbol: str
-    value: str
-    why: str
-
-
-def _rows(need: Need, *rows: tuple[str, str, str]) -> tuple[Row, ...]:
-    return tuple(Row(need, *row) for row in rows)
-
+__all__ = ["ROWS", "Need", "Row", "without_keys"]
 
 ROWS: tuple[Row, ...] = (
-    *_rows(
+    *rows(
         Need.IPE,
         ("EXPERT", "y", "several symbols below can be set only with it"),
         ("MULTIUSER", "y", "SECURITY depends on it"),
@@ -84,7 +36,7 @@ ROWS: tuple[Row, ...] = (
         ("CRYPTO_SHA256", "y", "SHA-256 digests in signatures and hash trees"),
         ("CRYPTO_SHA512", "y", "SHA-384 and SHA-512 digests in signatures and hash trees"),
     ),
-    *_rows(
+    *rows(
         Need.DM_VERITY,
         ("BLOCK", "y", "block devices"),
         ("MD", "y", "the menu of device mapper"),
@@ -93,23 +45,23 @@ ROWS: tuple[Row, ...] = (
         ("DM_VERITY", "y", "the root filesystem's blocks are checked against a hash tree"),
         ("DM_VERITY_FEC", "y", "verity devices with forward error correction"),
     ),
-    *_rows(
+    *rows(
         Need.DM_VERITY_SIGNATURE,
         ("DM_VERITY_VERIFY_ROOTHASH_SIG", "y", "dmverity_signature= needs a signed root hash"),
     ),
-    *_rows(Need.FS_VERITY, ("FS_VERITY", "y", "files that carry a hash tree of their own")),
-    *_rows(
+    *rows(Need.FS_VERITY, ("FS_VERITY", "y", "files that carry a hash tree of their own")),
+    *rows(
         Need.FS_VERITY_SIGNATURE,
         ("FS_VERITY_BUILTIN_SIGNATURES", "y", "fsverity_signature= needs signatures that the kernel checks"),
     ),
-    *_rows(
+    *rows(
         Need.SECONDARY_KEYRING,
         ("SECONDARY_TRUSTED_KEYRING", "y", "certificates that a built-in one vouches for can be added at run time"),
         ("SECONDARY_TRUSTED_KEYRING_SIGNED_BY_BUILTIN", "y", "only built-in certificates may vouch"),
         ("IPE_POLICY_SIG_SECONDARY_KEYRING", "y", "policies signed by an added certificate"),
         ("DM_VERITY_VERIFY_ROOTHASH_SIG_SECONDARY_KEYRING", "y", "root hashes signed by an added certificate"),
     ),
-    *_rows(
+    *rows(
         Need.PLATFORM_KEYRING,
         ("SYSTEM_BLACKLIST_KEYRING", "y", "INTEGRITY_PLATFORM_KEYRING depends on it: the firmware's dbx"),
         ("INTEGRITY", "y", "the menu of integrity keyrings"),
@@ -120,12 +72,12 @@ ROWS: tuple[Row, ...] = (
         ("IPE_POLICY_SIG_PLATFORM_KEYRING", "y", "policies signed by a certificate of the firmware"),
         ("DM_VERITY_VERIFY_ROOTHASH_SIG_PLATFORM_KEYRING", "y", "root hashes signed by a certificate of the firmware"),
     ),
-    *_rows(
+    *rows(
         Need.REVOCATION,
         ("SYSTEM_BLACKLIST_KEYRING", "y", "revoked keys and hashes"),
         ("SYSTEM_REVOCATION_LIST", "y", "revoked certificates"),
     ),
-    *_rows(
+    *rows(
         Need.EROFS,
         ("BLOCK", "y", "block devices"),
         ("MISC_FILESYSTEMS", "y", "EROFS_FS is dropped silently without it"),
@@ -137,7 +89,7 @@ ROWS: tuple[Row, ...] = (
         ("EROFS_FS_ZIP_DEFLATE", "y", "images compressed with deflate"),
         ("EROFS_FS_ZIP_ZSTD", "y", "images compressed with zstd"),
     ),
-    *_rows(
+    *rows(
         Need.SQUASHFS,
         ("BLOCK", "y", "block devices"),
         ("MISC_FILESYSTEMS", "y", "SQUASHFS is dropped silently without it"),
@@ -148,13 +100,13 @@ ROWS: tuple[Row, ...] = (
         ("SQUASHFS_XZ", "y", "images compressed with xz"),
         ("SQUASHFS_ZSTD", "y", "images compressed with zstd"),
     ),
-    *_rows(
+    *rows(
         Need.EXT4,
         ("BLOCK", "y", "block devices"),
         ("EXT4_FS", "y", "the root filesystem, or fs-verity files"),
         ("EXT4_FS_SECURITY", "y", "security.* attributes"),
     ),
-    *_rows(
+    *rows(
         Need.MODULES,
         ("MODULES", "y", "loadable modules"),
         ("MODULE_UNLOAD", "y", "modules can be removed again"),
@@ -164,33 +116,33 @@ ROWS: tuple[Row, ...] = (
         ("MODULE_SIG_KEY", "", "the kernel build must not make a key of its own"),
         ("MODULE_SIG_SHA512", "y", "a strong digest is built in"),
     ),
-    *_rows(
+    *rows(
         Need.MODULES_GZIP,
         ("MODULE_COMPRESS", "y", "compressed modules"),
         ("MODULE_COMPRESS_GZIP", "y", ".ko.gz"),
         ("MODULE_COMPRESS_ALL", "n", "compressed after signing, by `ipe-build modules sign`"),
         ("MODULE_DECOMPRESS", "y", "finit_module takes the compressed file, so IPE judges the file on disk"),
     ),
-    *_rows(
+    *rows(
         Need.MODULES_XZ,
         ("MODULE_COMPRESS", "y", "compressed modules"),
         ("MODULE_COMPRESS_XZ", "y", ".ko.xz"),
         ("MODULE_COMPRESS_ALL", "n", "compressed after signing, by `ipe-build modules sign`"),
         ("MODULE_DECOMPRESS", "y", "finit_module takes the compressed file, so IPE judges the file on disk"),
     ),
-    *_rows(
+    *rows(
         Need.MODULES_ZSTD,
         ("MODULE_COMPRESS", "y", "compressed modules"),
         ("MODULE_COMPRESS_ZSTD", "y", ".ko.zst"),
         ("MODULE_COMPRESS_ALL", "n", "compressed after signing, by `ipe-build modules sign`"),
         ("MODULE_DECOMPRESS", "y", "finit_module takes the compressed file, so IPE judges the file on disk"),
     ),
-    *_rows(
+    *rows(
         Need.FIRMWARE,
         ("FW_LOADER", "y", "drivers load firmware files, which IPE judges (op=FIRMWARE)"),
         ("FW_LOADER_USER_HELPER", "n", "firmware from a helper is a buffer without a file: no property can hold"),
     ),
-    *_rows(
+    *rows(
         Need.HARDENING,
         ("DEVMEM", "n", "/dev/mem writes kernel memory"),
         ("DEVPORT", "n", "/dev/port talks to devices directly"),
@@ -224,14 +176,14 @@ ROWS: tuple[Row, ...] = (
         ("BUG_ON_DATA_CORRUPTION", "y", "broken kernel state stops the task"),
         ("PANIC_ON_OOPS", "y", "a kernel that went wrong does not go on"),
     ),
-    *_rows(
+    *rows(
         Need.INITRAMFS,
         ("BLK_DEV_INITRD", "y", "the initramfs opens the verity root"),
         ("RD_GZIP", "y", "initramfs compressed with gzip"),
         ("RD_XZ", "y", "initramfs compressed with xz"),
         ("RD_ZSTD", "y", "initramfs compressed with zstd"),
     ),
-    *_rows(
+    *rows(
         Need.USERSPACE,
         ("MULTIUSER", "y", "users, groups and capabilities"),
         ("BINFMT_ELF", "y", "programs and shared libraries"),
@@ -259,48 +211,8 @@ ROWS: tuple[Row, ...] = (
         ("TTY", "y", "UNIX98_PTYS depends on it"),
         ("UNIX98_PTYS", "y", "pseudo terminals"),
     ),
-    *_rows(
-        Need.QEMU_X86_64,
-        ("64BIT", "y", "x86-64"),
-        ("BLOCK", "y", "block devices"),
-        ("CC_OPTIMIZE_FOR_PERFORMANCE", "y", "emulated code runs no faster for being small"),
-        ("KERNEL_GZIP", "y", "unpacks fast under emulation, and relinks fast"),
-        ("PCI", "y", "the bus of the board"),
-        ("PCI_MSI", "y", "interrupts of virtio devices"),
-        ("ACPI", "y", "devices of the board, and power off"),
-        ("TTY", "y", "the console"),
-        ("SERIAL_8250", "y", "the serial console"),
-        ("SERIAL_8250_CONSOLE", "y", "messages on the serial console"),
-        ("EARLY_PRINTK", "y", "messages of a boot that dies early"),
-        ("BLK_DEV", "y", "the menu of block devices"),
-        ("VIRTIO_MENU", "y", "the menu of virtio devices"),
-        ("VIRTIO_PCI", "y", "virtio devices"),
-        ("VIRTIO_BLK", "y", "the disk"),
-        ("VIRTIO_CONSOLE", "y", "a second channel beside the console"),
-        ("HW_RANDOM", "y", "random numbers of the host"),
-        ("HW_RANDOM_VIRTIO", "y", "random numbers of the host"),
-        ("BLK_DEV_LOOP", "y", "image files in the guest"),
-        ("PARTITION_ADVANCED", "y", "the menu of partition tables"),
-        ("EFI_PARTITION", "y", "GPT"),
-        ("NO_HZ_IDLE", "y", "an idle guest costs the host nothing"),
-        ("VT", "n", "the console is serial"),
-        ("INPUT", "n", "probing for a keyboard and a mouse takes long under emulation"),
-        ("SERIO", "n", "probing for a keyboard and a mouse takes long under emulation"),
-        ("HID_SUPPORT", "n", "the board has no such devices"),
-        ("ETHERNET", "n", "the board has no such devices"),
-        ("WLAN", "n", "the board has no such devices"),
-        ("INTEL_MEI", "n", "the board has no such devices"),
-        ("X86_PKG_TEMP_THERMAL", "n", "the board has no such devices"),
-        ("ACPI_AC", "n", "the board has no such devices"),
-        ("ACPI_BATTERY", "n", "the board has no such devices"),
-        ("ACPI_FAN", "n", "the board has no such devices"),
-        ("CRYPTO_HW", "n", "the board has no such devices"),
-        ("NETWORK_FILESYSTEMS", "n", "the device mounts its own disk only"),
-        ("SWAP", "n", "the device has no swap"),
-        ("LEGACY_PTYS", "n", "not used by any current C library"),
-        ("PANIC_TIMEOUT", "-1", "a stopped boot ends the machine instead of hanging"),
-    ),
-    *_rows(
+    *QEMU_X86_64_ROWS,
+    *rows(
         Need.EFI,
         ("ACPI", "y", "EFI depends on it"),
         ("RELOCATABLE", "y", "EFI_STUB depends on it"),
@@ -309,13 +221,13 @@ ROWS: tuple[Row, ...] = (
         ("EFIVAR_FS", "y", "EFI variables"),
         ("NLS", "y", "EFIVAR_FS depends on it"),
     ),
-    *_rows(
+    *rows(
         Need.INSPECTION,
         ("PROC_FS", "y", "IKCONFIG_PROC depends on it"),
         ("IKCONFIG", "y", "the audit reads the configuration out of the image"),
         ("IKCONFIG_PROC", "y", "/proc/config.gz"),
     ),
-    *_rows(
+    *rows(
         Need.PROBES,
         ("NETDEVICES", "y", "the menu of network devices"),
         ("NET_CORE", "y", "the menu that DUMMY is in"),
@@ -326,7 +238,7 @@ ROWS: tuple[Row, ...] = (
         ("FW_LOADER", "y", "TEST_FIRMWARE depends on it"),
         ("COREDUMP", "n", "a denied probe leaves no file behind"),
     ),
-    *_rows(
+    *rows(
         Need.IMA,
         ("INTEGRITY", "y", "the menu of integrity modules"),
         ("INTEGRITY_SIGNATURE", "y", "signatures in security.ima"),
@@ -341,7 +253,7 @@ ROWS: tuple[Row, ...] = (
         ("IMA_LOAD_X509", "y", "loads a certificate at boot"),
         ("IMA_X509_PATH", "/etc/keys/x509_ima.der", "where that certificate is"),
     ),
-    *_rows(
+    *rows(
         Need.KEXEC,
         ("CRASH_DUMP", "n", "a dump kernel is not part of the device"),
         ("KEXEC_FILE", "y", "kexec of a file, which IPE judges (op=KEXEC_IMAGE, op=KEXEC_INITRAMFS)"),
@@ -350,7 +262,7 @@ ROWS: tuple[Row, ...] = (
         ("SIGNED_PE_FILE_VERIFICATION", "y", "KEXEC_BZIMAGE_VERIFY_SIG depends on it: Authenticode signatures"),
         ("KEXEC_BZIMAGE_VERIFY_SIG", "y", "without it KEXEC_SIG_FORCE refuses signed kernel images too"),
     ),
-    *_rows(
+    *rows(
         Need.TPM,
         ("ACPI", "y", "the TPM and the firmware's event log are found through it"),
         ("SECURITYFS", "y", "the event log is read at securityfs/tpm0/binary_bios_measurements"),
@@ -358,12 +270,12 @@ ROWS: tuple[Row, ...] = (
         ("TCG_TIS", "y", "TPMs behind the FIFO interface"),
         ("TCG_CRB", "y", "TPMs behind the CRB interface"),
     ),
-    *_rows(
+    *rows(
         Need.IMA_ENFORCED,
         ("IMA_APPRAISE_BOOTPARAM", "n", "ima_appraise=off, fix or log on the command line would switch appraisal off"),
         ("IMA_APPRAISE_MODSIG", "y", "policies may accept the signature appended to a module: appraise_type=imasig|modsig"),
     ),
-    *_rows(
+    *rows(
         Need.EVM,
         ("INTEGRITY", "y", "the menu of integrity modules"),
         ("INTEGRITY_SIGNATURE", "y", "portable signatures in security.evm"),
@@ -375,13 +287,13 @@ ROWS: tuple[Row, ...] = (
         ("EVM_LOAD_X509", "y", "loads a certificate at boot"),
         ("EVM_X509_PATH", "/etc/keys/x509_evm.der", "where that certificate is"),
     ),
-    *_rows(
+    *rows(
         Need.TRUSTED_KEYS_TPM,
         ("ENCRYPTED_KEYS", "y", "keys that lie on disk encrypted under a trusted key"),
         ("TRUSTED_KEYS", "y", "keys that only this device can unseal"),
         ("TRUSTED_KEYS_TPM", "y", "trusted.source=tpm: the TPM seals them"),
     ),
-    *_rows(
+    *rows(
         Need.TRUSTED_KEYS_TEE,
         ("ENCRYPTED_KEYS", "y", "keys that lie on disk encrypted under a trusted key"),
         ("TEE", "y", "trusted execution environments"),
@@ -389,34 +301,8 @@ ROWS: tuple[Row, ...] = (
         ("TRUSTED_KEYS", "y", "keys that only this device can unseal"),
         ("TRUSTED_KEYS_TEE", "y", "trusted.source=tee: OP-TEE's trusted application seals them"),
     ),
-    *_rows(
-        Need.QEMU_ARM64,
-        ("BLOCK", "y", "block devices"),
-        ("CC_OPTIMIZE_FOR_PERFORMANCE", "y", "emulated code runs no faster for being small"),
-        ("PCI", "y", "the bus of the board"),
-        ("PCI_HOST_GENERIC", "y", "the board's PCI host"),
-        ("TTY", "y", "the console"),
-        ("SERIAL_AMBA_PL011", "y", "the serial console"),
-        ("SERIAL_AMBA_PL011_CONSOLE", "y", "messages on the serial console"),
-        ("BLK_DEV", "y", "the menu of block devices"),
-        ("VIRTIO_MENU", "y", "the menu of virtio devices"),
-        ("VIRTIO_PCI", "y", "virtio devices"),
-        ("VIRTIO_BLK", "y", "the disk"),
-        ("PARTITION_ADVANCED", "y", "the menu of partition tables"),
-        ("EFI_PARTITION", "y", "GPT"),
-        ("NO_HZ_IDLE", "y", "an idle guest costs the host nothing"),
-        ("VT", "n", "the console is serial"),
-        ("INPUT", "n", "the board has no such devices"),
-        ("HID_SUPPORT", "n", "the board has no such devices"),
-        ("ETHERNET", "n", "the board has no such devices"),
-        ("WLAN", "n", "the board has no such devices"),
-        ("CRYPTO_HW", "n", "the board has no such devices"),
-        ("NETWORK_FILESYSTEMS", "n", "the device mounts its own disk only"),
-        ("SWAP", "n", "the device has no swap"),
-        ("LEGACY_PTYS", "n", "not used by any current C library"),
-        ("PANIC_TIMEOUT", "-1", "a stopped boot ends the machine instead of hanging"),
-    ),
-    *_rows(
+    *QEMU_ARM64_ROWS,
+    *rows(
         Need.SEALED,
         ("MODULES", "y", "loadable modules, from the pinned root alone"),
         ("MODULE_UNLOAD", "y", "modules can be removed again"),
