@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ipe_build.audit.facts import Region
-from ipe_build.audit.file_tree import FileTree, Read, TreeFile
+from ipe_build.audit.file_tree import FileTree, Read, TreeFile, VerityOfFile
 from ipe_build.errors import FormatError, InputError, ToolFailedError, ToolMissingError
 from ipe_build.examine.verity_files import VerityFiles
 from ipe_build.formats.erofs import CompressedError, Erofs, ErofsInode
@@ -85,7 +85,7 @@ def _erofs(image: _Budget, scratch: Path, host: Host) -> FileTree:
     """Reads EROFS; compressed files are unpacked by fsck.erofs, names and attributes still come from the image."""
     size = image.region.size_bytes
     try:
-        return FileTree.of(_erofs_file(path, inode, image) for path, inode in Erofs(image.read, size).walk())
+        return FileTree.of(_placed(path, inode, image, None) for path, inode in Erofs(image.read, size).walk())
     except CompressedError:
         inodes = dict(Erofs(image.read, size, metadata_only=True).walk())
     folder = scratch / "root"
@@ -101,19 +101,22 @@ def _with_metadata(one: TreeFile, inode: ErofsInode | None) -> TreeFile:
     return replace(one, mode=inode.mode, uid=inode.uid, gid=inode.gid, xattrs=inode.xattrs, identity=inode.number, mtime=inode.mtime)
 
 
-def _erofs_file(path: bytes, inode: ErofsInode, image: _Budget) -> TreeFile:
+def _placed(
+    path: bytes, inode: ErofsInode | Ext4Inode, image: _Budget, target: bytes | None, verity: VerityOfFile | None = None
+) -> TreeFile:
+    """Returns a file whose content lies in pieces of the image; `target` is a symbolic link's where it lies in the inode."""
     read = _reader(inode.pieces, image)
-    target = os.fsdecode(read(0, min(inode.size_bytes, 4096))) if stat.S_ISLNK(inode.mode) else ""
-    name = os.fsdecode(path)
+    if stat.S_ISLNK(inode.mode) and target is None:
+        target = read(0, min(inode.size_bytes, 4096))
     return TreeFile(
-        name,
+        os.fsdecode(path),
         inode.mode,
         inode.size_bytes,
         inode.uid,
         inode.gid,
-        target,
+        os.fsdecode(target) if target is not None and stat.S_ISLNK(inode.mode) else "",
         inode.xattrs,
-        None,
+        verity,
         read,
         inode.number,
         _start(inode.pieces),
@@ -136,26 +139,8 @@ def _ext4(image: _Budget, scratch: Path, host: Host) -> FileTree:
 
 
 def _ext4_file(path: bytes, inode: Ext4Inode, files: VerityFiles, image: _Budget) -> TreeFile:
-    read = _reader(inode.pieces, image)
-    target = ""
-    if stat.S_ISLNK(inode.mode):
-        target = os.fsdecode(inode.target if inode.target is not None else read(0, min(inode.size_bytes, 4096)))
     verity = files.of(inode) if inode.flags & VERITY_FLAG and stat.S_ISREG(inode.mode) else None
-    name = os.fsdecode(path)
-    return TreeFile(
-        name,
-        inode.mode,
-        inode.size_bytes,
-        inode.uid,
-        inode.gid,
-        target,
-        inode.xattrs,
-        verity,
-        read,
-        inode.number,
-        _start(inode.pieces),
-        inode.mtime,
-    )
+    return _placed(path, inode, image, inode.target, verity)
 
 
 def _start(pieces: tuple[tuple[int, int], ...]) -> int | None:
