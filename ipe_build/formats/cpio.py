@@ -111,7 +111,7 @@ def read_archive(data: bytes | memoryview, offset: int = 0, *, max_entries: int 
     entries: list[CpioEntry] = []
     while offset < len(view):
         if view[offset] == 0:
-            offset = _skip_zeros(view, offset)
+            offset = skip_zeros(view, offset)
             continue
         if not _is_member(view, offset):
             if entries:
@@ -121,7 +121,7 @@ def read_archive(data: bytes | memoryview, offset: int = 0, *, max_entries: int 
             raise FormatError("a member must begin at a multiple of 4", where=_at(offset))
         entry, offset = _read_member(view, offset)
         if entry.path == TRAILER:
-            return Archive(tuple(entries), _skip_zeros(view, offset))
+            return Archive(tuple(entries), skip_zeros(view, offset))
         entries.append(entry)
         if len(entries) > max_entries:
             raise FormatError(f"more than {max_entries} members", where=_at(offset))
@@ -134,7 +134,7 @@ def read_archives(data: bytes | memoryview) -> Iterator[Archive]:
     What follows the last archive's `end` is a compressed archive (`compression_of` names how) or nothing.
     """
     view = memoryview(data)
-    offset = _skip_zeros(view, 0)
+    offset = skip_zeros(view, 0)
     while _is_member(view, offset):
         archive = read_archive(view, offset)
         yield archive
@@ -207,15 +207,15 @@ def _is_member(view: memoryview, offset: int) -> bool:
     return bytes(view[offset : offset + 6]) in (MAGIC, MAGIC_CHECKED)
 
 
-def _skip_zeros(view: memoryview, offset: int) -> int:
-    """Returns the offset of the next byte that is not zero, or the end."""
+def skip_zeros(view: memoryview, offset: int) -> int:
+    """Returns the offset of the next byte that is not zero, or the end; an offset behind the end is returned as it is."""
     while offset < len(view):
         piece = bytes(view[offset : offset + 65536])
         rest = piece.lstrip(b"\0")
         if rest:
             return offset + len(piece) - len(rest)
         offset += len(piece)
-    return len(view)
+    return max(offset, len(view))
 
 
 def _hex(raw: bytes, field: str, offset: int) -> int:

@@ -12,7 +12,7 @@ import stat
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from ipe_build.formats.cpio import HEADER_BYTES, MAGIC, MAGIC_CHECKED, PATH_MAX, TRAILER, CpioEntry
+from ipe_build.formats.cpio import HEADER_BYTES, MAGIC, MAGIC_CHECKED, PATH_MAX, TRAILER, CpioEntry, skip_zeros
 from ipe_build.formats.kernel_compression import COMPRESSIONS, KernelCompression, unpack_stream
 
 MAX_UNPACKED_BYTES = 512 << 20
@@ -79,7 +79,7 @@ def _parts(data: bytes, root: _Root, max_bytes: int) -> Iterator[Part]:
     """Yields the parts while their members are put into the root."""
     view = memoryview(data)
     offset, left = 0, max_bytes
-    while (offset := _skip_zeros(view, offset)) < len(view):
+    while (offset := skip_zeros(view, offset)) < len(view):
         if view[offset] == 0x30 and offset % 4 == 0:
             start, before = offset, root.members
             try:
@@ -115,7 +115,7 @@ def compression_at(view: memoryview, offset: int) -> KernelCompression | None:
 def _archives(view: memoryview, offset: int, root: _Root) -> int:
     """Returns the offset after the plain members that begin at `offset`."""
     while offset < len(view) and view[offset] == 0x30 and offset % 4 == 0:
-        offset = _skip_zeros(view, _member(view, offset, root))
+        offset = skip_zeros(view, _member(view, offset, root))
         if offset < len(view) and offset % 4:
             raise _StopError(f"offset {offset:#x}: broken padding")
     return offset
@@ -123,11 +123,11 @@ def _archives(view: memoryview, offset: int, root: _Root) -> int:
 
 def _compressed(view: memoryview, root: _Root) -> None:
     """Puts the members of a stream into the root."""
-    offset = _skip_zeros(view, 0)
+    offset = skip_zeros(view, 0)
     while offset < len(view):
         if view[offset] != 0x30:
             raise _StopError(f"offset {offset:#x} of the unpacked stream: junk within compressed archive")
-        offset = _skip_zeros(view, _member(view, offset, root))
+        offset = skip_zeros(view, _member(view, offset, root))
         if offset < len(view) and offset % 4:
             raise _StopError(f"offset {offset:#x} of the unpacked stream: broken padding")
 
@@ -171,17 +171,6 @@ def _member(view: memoryview, offset: int, root: _Root) -> int:
     if stat.S_ISREG(mode) and head[:6] == MAGIC_CHECKED and sum(content) & 0xFFFFFFFF != check:
         raise _StopError(f"offset {offset:#x}: bad data checksum of {name}")
     return end
-
-
-def _skip_zeros(view: memoryview, offset: int) -> int:
-    """Returns the offset of the next byte that is not zero, or the end."""
-    while offset < len(view):
-        piece = bytes(view[offset : offset + 65536])
-        rest = piece.lstrip(b"\0")
-        if rest:
-            return offset + len(piece) - len(rest)
-        offset += len(piece)
-    return max(offset, len(view))
 
 
 def _aligned(offset: int) -> int:
