@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +13,10 @@ import pytest
 from ipe_build.errors import ToolMissingError
 from ipe_build.host import Host, Progress
 from tests.missing import missing
+
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    # A shell's background job ignores interrupts, and so would the programs that tests start to interrupt them.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 _FIXTURES = Path(__file__).parent / "fixtures"
 pytest_plugins = [f"tests.fixtures.{file.stem}" for file in sorted(_FIXTURES.glob("[a-z]*.py"))]
