@@ -15,12 +15,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from ipe_build.attest.manifest import Artefact, file_sha256, files_below, measure_folder
-from ipe_build.errors import FormatError, VerificationError
+from ipe_build.errors import FormatError, InputError, VerificationError
 
 PAYLOAD_TYPE = "application/vnd.in-toto+json"
 STATEMENT_TYPE = "https://in-toto.io/Statement/v1"
 PREDICATE_TYPE = "https://slsa.dev/provenance/v1"
 BUILD_TYPE = "urn:ipe-build:build:v1"
+FILES_TYPE = "urn:ipe-build:files:v1"
+"""The build type of a statement over named files, which another program (BitBake, say) put together."""
 BUILDER = "urn:ipe-build:local"
 FILE_NAME = "provenance.dsse.json"
 NOT_SUBJECTS = (FILE_NAME, "evidence.json")
@@ -50,7 +52,7 @@ class Tool:
 
 @dataclass(frozen=True, slots=True)
 class Provenance:
-    """The statement's content."""
+    """The statement's content. `kernel_release` may be empty: not known."""
 
     name: str
     tool_version: str
@@ -59,6 +61,8 @@ class Provenance:
     subjects: tuple[Artefact, ...]
     materials: tuple[Material, ...]
     tools: tuple[Tool, ...]
+    build_type: str = BUILD_TYPE
+    builder: str = BUILDER
 
     def to_bytes(self) -> bytes:
         """Returns the statement: compact UTF-8 JSON with keys in a fixed order. These bytes are what the envelope signs."""
@@ -68,16 +72,16 @@ class Provenance:
         metadata = {}
         if self.source_date_epoch:
             metadata["finishedOn"] = datetime.fromtimestamp(self.source_date_epoch, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-        builder = {"id": BUILDER, "version": {"ipe-build": self.tool_version} | {one.name: one.version for one in self.tools}}
+        builder = {"id": self.builder, "version": {"ipe-build": self.tool_version} | {one.name: one.version for one in self.tools}}
         return {
             "_type": STATEMENT_TYPE,
             "subject": [{"name": one.path, "digest": {"sha256": one.sha256.hex()}} for one in self.subjects],
             "predicateType": PREDICATE_TYPE,
             "predicate": {
                 "buildDefinition": {
-                    "buildType": BUILD_TYPE,
+                    "buildType": self.build_type,
                     "externalParameters": {"name": self.name, "source_date_epoch": self.source_date_epoch},
-                    "internalParameters": {"kernel_release": self.kernel_release},
+                    "internalParameters": {"kernel_release": self.kernel_release} if self.kernel_release else {},
                     "resolvedDependencies": [one.to_json() for one in self.materials],
                 },
                 "runDetails": {"builder": builder, "metadata": metadata},
@@ -90,8 +94,27 @@ def subjects_of(folder: Path, known: Sequence[Artefact] = ()) -> tuple[Artefact,
     return measure_folder(folder, NOT_SUBJECTS, known)
 
 
-def check_subjects(statement: bytes, folder: Path, where: str) -> int:
-    """Returns how many files the statement names; each lies in the folder with the digest it says.
+def named_subjects(folder: Path, names: Sequence[str]) -> tuple[Artefact, ...]:
+    """Returns the named files of a folder (of a folder in it, every file), in the order of their names. Links count by what they lead to.
+
+    Raises: InputError for a name that is neither, or leads out of the folder.
+    """
+    found: dict[str, Path] = {}
+    for name in names:
+        path = folder / name
+        if not path.resolve().is_relative_to(folder.resolve()):
+            raise InputError("leads out of the folder", where=str(path))
+        if path.is_dir():
+            found.update((f"{Path(name).as_posix()}/{below}", file) for below, file in files_below(path))
+        elif path.is_file():
+            found[Path(name).as_posix()] = path
+        else:
+            raise InputError("is neither a file nor a folder", where=str(path))
+    return tuple(Artefact(name, path.stat().st_size, file_sha256(path)) for name, path in sorted(found.items()))
+
+
+def check_subjects(statement: bytes, folder: Path, where: str, *, others: bool = False) -> int:
+    """Returns how many files the statement names; each lies in the folder with the digest it says. With `others` more may lie there.
 
     Raises: FormatError for another kind of statement; VerificationError naming every file that differs, is missing, or is not named.
     """
@@ -103,7 +126,9 @@ def check_subjects(statement: bytes, folder: Path, where: str) -> int:
             problems.append(f"{name} is missing")
         elif (got := file_sha256(path)) != digest:
             problems.append(f"{name} has SHA-256 {got.hex()}, the statement says {digest.hex()}")
-    problems += [f"{name} is not named by the statement" for name, _ in sorted(files_below(folder)) if name not in (*wanted, *NOT_SUBJECTS)]
+    if not others:
+        known = {*wanted, *NOT_SUBJECTS}
+        problems += [f"{name} is not named by the statement" for name, _ in sorted(files_below(folder)) if name not in known]
     if problems:
         more = f", and {len(problems) - 8} more" if len(problems) > 8 else ""
         raise VerificationError("; ".join(problems[:8]) + more, where=str(folder), hint="the folder is not what was signed")

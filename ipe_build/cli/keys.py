@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,7 +18,7 @@ from ipe_build.signing.algorithms import KEY_MAKERS, algorithm_of
 from ipe_build.signing.backends import open_signer
 from ipe_build.signing.backends.file import ENVIRONMENT_NAME
 from ipe_build.signing.certificate_checks import KEYRINGS, CertificateFinding, Severity, check_certificate
-from ipe_build.signing.certificates import IMA_ROLE, ROLES, create_keys, fingerprint
+from ipe_build.signing.certificates import IMA_ROLE, ROLES, Role, create_keys, fingerprint
 from ipe_build.signing.efi_image import UEFI_ROLE
 from ipe_build.signing.loading import load_certificate, load_certificates, public_key_of
 from ipe_build.signing.uris import read_secret
@@ -36,6 +37,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     create.add_argument("--key-type", default="rsa3072", choices=list(KEY_MAKERS), help="default: %(default)s")
     create.add_argument("--ima", action="store_true", help="also a key for IMA and EVM; its certificate goes to .ima, not into the bundle")
     create.add_argument("--secure-boot", action="store_true", help="also a key for UKIs; its certificate goes into firmware's db")
+    create.add_argument("--attestation", action="store_true", help="also a key for statements of provenance; no device trusts it")
     create.add_argument("--days", type=int, default=3650, help="lifetime of the certificates (default: %(default)s)")
     create.add_argument("--not-before", metavar="TIME", help="ISO 8601; default: SOURCE_DATE_EPOCH when it is set, else now")
     secret = create.add_mutually_exclusive_group()
@@ -81,11 +83,23 @@ def _create(arguments: argparse.Namespace, host: Host) -> Outcome:
         organisation=arguments.organisation,
         test=not arguments.production,
         passphrase=passphrase.encode() if passphrase is not None else None,
-        roles=(*ROLES, *((IMA_ROLE,) if arguments.ima else ()), *((UEFI_ROLE,) if arguments.secure_boot else ())),
+        roles=(*ROLES, *_more_roles(arguments)),
     )
     rows = [{"role": pair.role, "key": pair.uri, **describe(load_certificate(pair.certificate))} for pair in (keys.root, *keys.pairs)]
     text = "\n".join(f"{row['role']:8} {row['subject']}" for row in rows)
     return Outcome({"folder": str(keys.folder), "bundle": str(keys.bundle), "keys": rows}, f"{text}\nbundle   {keys.bundle}")
+
+
+def _more_roles(arguments: argparse.Namespace) -> Iterator[Role]:
+    """Yields the roles that were asked for by name."""
+    if arguments.ima:
+        yield IMA_ROLE
+    if arguments.secure_boot:
+        yield UEFI_ROLE
+    if arguments.attestation:
+        from ipe_build.steps.provenance import ROLE
+
+        yield ROLE
 
 
 def _show(arguments: argparse.Namespace, _host: Host) -> Outcome:

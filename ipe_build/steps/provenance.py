@@ -6,14 +6,14 @@ import hashlib
 import os
 import platform
 import tarfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
 from ipe_build import __version__
 from ipe_build.attest import dsse
 from ipe_build.attest.manifest import Artefact, file_sha256, measure_folder
-from ipe_build.attest.provenance import FILE_NAME, PAYLOAD_TYPE, Material, Provenance, Tool, subjects_of
+from ipe_build.attest.provenance import FILE_NAME, FILES_TYPE, PAYLOAD_TYPE, Material, Provenance, Tool, named_subjects, subjects_of
 from ipe_build.attest.reference import FILE_NAME as REFERENCE_NAME
 from ipe_build.attest.sbom import DATABASES, OS_RELEASE, Package, make_sbom, read_packages
 from ipe_build.attest.sbom import FILE_NAME as SBOM_NAME
@@ -104,6 +104,22 @@ def new_statement(
         materials=made_from,
         tools=tuple(tools(config, host)),
     )
+
+
+def files_statement(
+    folder: Path, names: Sequence[str], made_from: Iterable[tuple[str, Path]], name: str, builder: str, host: Host
+) -> Provenance:
+    """Returns a statement about named files that another build system put together from `made_from`, pairs of a name and a path.
+
+    It names no programs of this machine: the same files give the same statement everywhere. Raises: InputError.
+    """
+    found = []
+    for what, path in made_from:
+        if not path.exists():
+            raise InputError("there is no such file or folder", where=str(path), hint=f"material {what!r} names it")
+        found.append(Material(what, f"file:{path.name}", tree_sha256(path) if path.is_dir() else file_sha256(path)))
+    epoch, subjects = host.source_date_epoch, named_subjects(folder, names)
+    return Provenance(name, __version__, epoch, "", subjects, tuple(found), (), FILES_TYPE, builder)
 
 
 def materials(config: Config, config_file: Path) -> tuple[Material, ...]:

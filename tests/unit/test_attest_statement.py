@@ -255,3 +255,46 @@ def test_digest_of_a_folder_follows_content_names_modes_and_links(tmp_path: Path
         digest = tree_sha256(root)
         assert digest not in seen
         seen.add(digest)
+
+
+def test_statement_about_named_files_of_another_build(folder: Path, test_keys: KeySet, tmp_path: Path, capsys, monkeypatch):
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", "1700000000")
+    (folder / "disk-1").write_bytes(b"a disk")
+    (folder / "disk").symlink_to("disk-1")
+    (tmp_path / "kernel").write_bytes(b"kernel")
+    pair, place = test_keys.pair("verity"), tmp_path / "it.dsse.json"
+    words = ["attest", "statement", str(folder), "--statement", str(place), "--quiet"]
+    new = ["--file", "sub", "--file", "disk", "--material", f"kernel={tmp_path}/kernel", "--name", "an image", "--builder", "urn:ours"]
+    assert main([*words, *new, "--key", pair.uri, "--cert", str(pair.certificate)]) == 0
+    first = place.read_bytes()
+    value = json.loads(parse_envelope(first).payload)
+    assert [one["name"] for one in value["subject"]] == ["disk", "sub/file"]
+    definition = value["predicate"]["buildDefinition"]
+    assert definition["buildType"] == "urn:ipe-build:files:v1" and definition["externalParameters"]["name"] == "an image"
+    assert definition["resolvedDependencies"][0]["uri"] == "file:kernel"
+    assert value["predicate"]["runDetails"]["builder"]["id"] == "urn:ours"
+    assert main([*words, *new, "--key", pair.uri, "--cert", str(pair.certificate)]) == 0 and place.read_bytes() == first
+    verify = [*words, "--verify", "--trusted", str(test_keys.root.certificate)]
+    assert main([*verify, "--others"]) == 0
+    assert main(verify) == 1 and "vmlinuz is not named" in capsys.readouterr().err
+    (folder / "disk-1").write_bytes(b"a disc")
+    assert main([*verify, "--others"]) == 1 and "disk has SHA-256" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--file", "nothing"], "is neither a file nor a folder"),
+        (["--file", "../secret"], "leads out of the folder"),
+        (["--file", "vmlinuz", "--material", "kernel"], "wanted WHAT=PATH"),
+        (["--file", "vmlinuz", "--material", "kernel=/nowhere"], "there is no such file or folder"),
+        (["--material", "kernel=/nowhere"], "--material for --file"),
+        (["--file", "vmlinuz", "--config", "a.toml"], "another build"),
+        (["--file", "vmlinuz", "--others"], "--others is for --verify"),
+    ],
+)
+def test_statement_about_files_that_cannot_be_is_refused(folder: Path, test_keys: KeySet, words: list[str], message: str, capsys):
+    (folder.parent / "secret").write_bytes(b"x")
+    pair = test_keys.pair("verity")
+    assert main(["attest", "statement", str(folder), *words, "--key", pair.uri, "--cert", str(pair.certificate)]) == 2
+    assert message in capsys.readouterr().err and not (folder / FILE_NAME).exists()
