@@ -18,6 +18,9 @@ from uuid import UUID
 
 from ipe_build.errors import InputError
 from ipe_build.formats.cpio import CpioEntry, character_device, directory, regular_file, write_cpio
+from ipe_build.formats.ipe_init import CAPABILITIES as CAPABILITIES
+from ipe_build.formats.ipe_init import VERITY_OPTIONS as VERITY_OPTIONS
+from ipe_build.formats.ipe_init import parse_ipe_init
 from ipe_build.formats.partition_types import PARTITION_TYPES
 from ipe_build.image.integrity import IntegrityRequest
 
@@ -39,18 +42,6 @@ _FLAGS = (
     "-frandom-seed=ipe-init",
 )
 _FOLDERS = ("dev", "etc", "proc", "sys", "sysroot")
-VERITY_OPTIONS = frozenset(
-    (
-        "panic_on_corruption",
-        "restart_on_corruption",
-        "panic_on_error",
-        "restart_on_error",
-        "ignore_zero_blocks",
-        "check_at_most_once",
-        "try_verify_in_tasklet",
-    )
-)
-"""What ipe-init passes on to dm-verity; with ignore_corruption damaged data would be used, so it is not among them."""
 
 
 class OnFailure(StrEnum):
@@ -169,53 +160,12 @@ def render_config(request: InitramfsRequest) -> bytes:
     for key, value in rows:
         if not value or value != value.strip() or any(character in value for character in "\0\r\n"):
             raise InputError(f"wanted one line of text, got {value!r}", where=f"initramfs: {key}")
-    return "".join(f"{key} = {value}\n" for key, value in rows).encode("utf-8", "surrogateescape")
+    text = "".join(f"{key} = {value}\n" for key, value in rows).encode("utf-8", "surrogateescape")
+    if problem := parse_ipe_init(text).problem:
+        raise InputError(f"ipe-init would refuse its configuration: {problem}", where="initramfs")
+    return text
 
 
-CAPABILITIES = (
-    "CAP_CHOWN",
-    "CAP_DAC_OVERRIDE",
-    "CAP_DAC_READ_SEARCH",
-    "CAP_FOWNER",
-    "CAP_FSETID",
-    "CAP_KILL",
-    "CAP_SETGID",
-    "CAP_SETUID",
-    "CAP_SETPCAP",
-    "CAP_LINUX_IMMUTABLE",
-    "CAP_NET_BIND_SERVICE",
-    "CAP_NET_BROADCAST",
-    "CAP_NET_ADMIN",
-    "CAP_NET_RAW",
-    "CAP_IPC_LOCK",
-    "CAP_IPC_OWNER",
-    "CAP_SYS_MODULE",
-    "CAP_SYS_RAWIO",
-    "CAP_SYS_CHROOT",
-    "CAP_SYS_PTRACE",
-    "CAP_SYS_PACCT",
-    "CAP_SYS_ADMIN",
-    "CAP_SYS_BOOT",
-    "CAP_SYS_NICE",
-    "CAP_SYS_RESOURCE",
-    "CAP_SYS_TIME",
-    "CAP_SYS_TTY_CONFIG",
-    "CAP_MKNOD",
-    "CAP_LEASE",
-    "CAP_AUDIT_WRITE",
-    "CAP_AUDIT_CONTROL",
-    "CAP_SETFCAP",
-    "CAP_MAC_OVERRIDE",
-    "CAP_MAC_ADMIN",
-    "CAP_SYSLOG",
-    "CAP_WAKE_ALARM",
-    "CAP_BLOCK_SUSPEND",
-    "CAP_AUDIT_READ",
-    "CAP_PERFMON",
-    "CAP_BPF",
-    "CAP_CHECKPOINT_RESTORE",
-)
-"""Capabilities by number (include/uapi/linux/capability.h)."""
 _SIGNATURES = re.compile(r"partition|none|partuuid:[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}|file:/.+")
 
 
