@@ -24,7 +24,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from ipe_build.host import Host, Progress
-from ipe_build.kernel.modules import find_modules, sign_modules, verify_module
+from ipe_build.kernel.module_signing import sign_modules
+from ipe_build.kernel.modules import find_modules, verify_module
 from ipe_build.signing.certificates import KeyPair, create_keys
 from ipe_build.signing.loading import load_certificate
 from ipe_build.signing.signer import Signer

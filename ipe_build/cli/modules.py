@@ -11,7 +11,8 @@ from ipe_build.cli.payloads import TRUSTED_HELP, target_of, target_options
 from ipe_build.errors import ExitStatus, UsageError
 from ipe_build.kernel.keyring import read_trusted
 from ipe_build.kernel.module_compression import COMPRESSIONS
-from ipe_build.kernel.modules import ModuleVerdict, find_modules, sign_modules, verify_module
+from ipe_build.kernel.module_signing import sign_modules
+from ipe_build.kernel.modules import ModuleVerdict, find_modules, verify_module
 from ipe_build.signing.algorithms import HASHES
 from ipe_build.signing.backends import BACKENDS, open_signer
 from ipe_build.signing.certificates import fingerprint

@@ -14,7 +14,8 @@ from ipe_build.cli.payloads import fsverity_options, fsverity_payload, policy_pa
 from ipe_build.errors import ExitStatus, InputError, UsageError
 from ipe_build.formats.module_signature import strip_signatures
 from ipe_build.kernel.module_compression import unpack
-from ipe_build.kernel.modules import find_modules, sign_modules
+from ipe_build.kernel.module_signing import sign_modules
+from ipe_build.kernel.modules import find_modules
 from ipe_build.signing.algorithms import HASHES
 from ipe_build.signing.authenticode import unsigned
 from ipe_build.signing.certificates import IMA_ROLE, ROLES, fingerprint

@@ -33,7 +33,12 @@ class SplitModule(NamedTuple):
 
 def append_signature(payload: bytes, signature: bytes) -> bytes:
     """Returns the signed module: payload, PKCS#7 signature, struct module_signature (big-endian length, id type 2), marker."""
-    return b"".join((payload, signature, _block(len(signature)), MARKER))
+    return payload + signature_trailer(signature)
+
+
+def signature_trailer(signature: bytes) -> bytes:
+    """Returns what follows a signed module's payload: PKCS#7 signature, struct module_signature, marker."""
+    return b"".join((signature, _block(len(signature)), MARKER))
 
 
 @lru_cache(maxsize=64)

@@ -81,9 +81,13 @@ COMPRESSIONS: tuple[Compression, ...] = (
 )
 
 
+MODULE_SUFFIXES = tuple(f".ko{row.suffix}" for row in COMPRESSIONS)
+"""How the name of a kernel module's file ends: `.ko` and one of the suffixes."""
+
+
 def is_module(path: Path) -> bool:
-    """Returns whether a file's name is a kernel module's: `.ko` and one of the suffixes."""
-    return any(path.name.endswith(f".ko{row.suffix}") for row in COMPRESSIONS)
+    """Returns whether a file's name is a kernel module's."""
+    return path.name.endswith(MODULE_SUFFIXES)
 
 
 def find_compression(name: str) -> Compression:

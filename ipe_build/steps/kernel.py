@@ -15,7 +15,7 @@ from ipe_build.host import Host
 from ipe_build.image.rootfs import Entry
 from ipe_build.kernel.build import Kernel, build_kernel
 from ipe_build.kernel.module_order import modules_in_order
-from ipe_build.kernel.modules import sign_modules
+from ipe_build.kernel.module_signing import sign_modules
 from ipe_build.kernel.prebuilt import take_kernel
 from ipe_build.kernel.profiles import DEBIAN_SOURCE, KernelRequest, kernel_request
 from ipe_build.kernel.trust import KernelTrust

@@ -17,7 +17,7 @@ from ipe_build.image.filesystem import Change, FilesystemImage, FilesystemReques
 from ipe_build.image.rootfs import Entry, PathRule
 from ipe_build.integrity.verity import VerityParameters, VerityTree, format_image
 from ipe_build.kernel.build import Kernel
-from ipe_build.kernel.modules import sign_module
+from ipe_build.kernel.module_signing import sign_module
 from ipe_build.signing.profiles import PROFILES, root_hash_payload, sign_payload
 from ipe_build.steps.keys import Keys, make_test_keys
 

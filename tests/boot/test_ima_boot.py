@@ -15,7 +15,7 @@ from ipe_build.boot.qemu import Ended
 from ipe_build.image.ima import ImaFiles, ImaRequest, sign_rootfs
 from ipe_build.image.integrity import IntegrityRequest
 from ipe_build.image.rootfs import Entry, Rootfs
-from ipe_build.kernel.modules import sign_module
+from ipe_build.kernel.module_signing import sign_module
 from ipe_build.kernel.trust import KernelTrust
 from ipe_build.policy.ima_policy import render_ima_policy
 from tests.fixtures.ima import (

@@ -8,7 +8,7 @@ import pytest
 
 from ipe_build.image.initramfs import CAPABILITIES
 from ipe_build.kernel.module_compression import find_compression
-from ipe_build.kernel.modules import sign_module
+from ipe_build.kernel.module_signing import sign_module
 from ipe_build.signing.certificates import KeySet
 from tests.boot.test_initramfs_boot import assert_stopped, said
 from tests.fixtures.image import BootableImage

@@ -16,7 +16,8 @@ from ipe_build.errors import FormatError, InputError, ToolFailedError
 from ipe_build.formats.module_signature import MARKER, append_signature
 from ipe_build.host import Host
 from ipe_build.kernel.module_compression import COMPRESSIONS
-from ipe_build.kernel.modules import ModuleVerdict, find_modules, read_module, sign_modules, verify_module
+from ipe_build.kernel.module_signing import sign_modules
+from ipe_build.kernel.modules import ModuleVerdict, find_modules, read_module, verify_module
 from ipe_build.signing.certificates import KeySet
 from ipe_build.signing.loading import load_certificate, load_certificates
 

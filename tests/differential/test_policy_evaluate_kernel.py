@@ -14,7 +14,7 @@ from ipe_build.formats.audit_record import Access, find_record
 from ipe_build.integrity.fsverity import FsVerityParameters, measure
 from ipe_build.integrity.table import dm_table
 from ipe_build.integrity.verity import VerityParameters, format_image
-from ipe_build.kernel.modules import sign_module
+from ipe_build.kernel.module_signing import sign_module
 from ipe_build.kernel.trust import KernelTrust
 from ipe_build.policy.evaluate import evaluate
 from ipe_build.policy.facts import NO_FILE, Digest, Facts

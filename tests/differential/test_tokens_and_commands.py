@@ -253,7 +253,8 @@ def test_absent_command_is_a_missing_tool(test_keys: KeySet, host: Host, tmp_pat
 
 def test_modules_are_signed_by_a_command_in_parallel(unsigned_module: bytes, test_keys: KeySet, host: Host, tmp_path: Path, need) -> None:
     need("openssl")
-    from ipe_build.kernel.modules import find_modules, sign_modules
+    from ipe_build.kernel.module_signing import sign_modules
+    from ipe_build.kernel.modules import find_modules
 
     script = _script(tmp_path, 'exec openssl dgst -sha256 -sign "$1"')
     for number in range(20):

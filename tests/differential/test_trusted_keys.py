@@ -19,7 +19,8 @@ from ipe_build.errors import FormatError, InputError, IpeBuildError, SignatureEr
 from ipe_build.formats.efi_signature_list import parse_signature_list
 from ipe_build.host import Host
 from ipe_build.kernel.keyring import BUILTIN, PLATFORM, read_trusted
-from ipe_build.kernel.modules import sign_modules, verify_module
+from ipe_build.kernel.module_signing import sign_modules
+from ipe_build.kernel.modules import verify_module
 from ipe_build.kernel.trust import KernelTrust
 from ipe_build.signing.certificates import KeySet
 from ipe_build.signing.loading import load_certificate, load_certificates

@@ -11,7 +11,7 @@ import pytest
 
 from ipe_build.cli import main
 from ipe_build.host import Host
-from ipe_build.kernel.modules import sign_modules
+from ipe_build.kernel.module_signing import sign_modules
 from ipe_build.signing.certificates import KeySet
 from ipe_build.signing.efi_image import sign_image
 from ipe_build.signing.loading import load_certificate, load_certificates

@@ -11,7 +11,8 @@ import pytest
 from ipe_build.cli import main
 from ipe_build.errors import KeyMismatchError, SignaturePendingError, SigningKeyError
 from ipe_build.host import Host
-from ipe_build.kernel.modules import find_modules, sign_modules
+from ipe_build.kernel.module_signing import sign_modules
+from ipe_build.kernel.modules import find_modules
 from ipe_build.signing.backends import open_signer
 from ipe_build.signing.certificates import KeySet
 from ipe_build.signing.profiles import PROFILES, sign_payload

@@ -1,0 +1,249 @@
+"""Signs kernel modules: plain or compressed, by the thousand, byte for byte as scripts/sign-file does.
+
+Forked workers share one loaded key, so the cost is the signature operation itself and not a program's start for each module. There are
+more of them than processors, because some always wait for the filesystem, which takes up a new file and lets go of an old one for each.
+Source: scripts/sign-file.c.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import hashlib
+import multiprocessing
+import os
+import signal
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ipe_build.errors import InputError, SignaturePendingError, ToolFailedError
+from ipe_build.formats.module_signature import signature_trailer, strip_signatures
+from ipe_build.kernel.module_compression import Compression, find_compression, unpack
+from ipe_build.signing.profiles import PROFILES, sign_payload
+from ipe_build.signing.signer import Signer
+from ipe_build.signing.target import ANY_KERNEL, KernelTarget
+
+if TYPE_CHECKING:
+    from ipe_build.host import Host
+
+_CHUNK = 16
+_WORKERS_A_PROCESSOR = 2
+_PROFILE = PROFILES["module"]
+_PR_SET_PDEATHSIG = 1
+
+
+@dataclass(frozen=True, slots=True)
+class SignedModule:
+    """A module that was signed: where it was and where it is now."""
+
+    source: Path
+    path: Path
+
+    @property
+    def sha256(self) -> bytes:
+        """Returns SHA-256 of the file as it is now. Raises: OSError."""
+        with self.path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").digest()
+
+
+def sign_module(
+    data: bytes, signer: Signer, digest_name: str | None, compression: Compression | None, where: str, target: KernelTarget = ANY_KERNEL
+) -> bytes:
+    """Returns a module's file with one signature, whatever signatures it had, compressed as it was unless `compression` says else.
+
+    Raises: FormatError, SigningKeyError.
+    """
+    return b"".join(_signed_parts(data, signer, digest_name, compression, where, target))
+
+
+def _signed_parts(
+    data: bytes, signer: Signer, digest_name: str | None, compression: Compression | None, where: str, target: KernelTarget
+) -> tuple[bytes, ...]:
+    """Returns the same in parts, to be written one after the other: a plain module is not copied for its signature."""
+    unpacked, found = unpack(data, where)
+    payload = strip_signatures(unpacked, where)
+    parts = payload, signature_trailer(sign_payload(_PROFILE, payload, signer, digest_name, target))
+    wanted = compression or found
+    return (wanted.compress(b"".join(parts)),) if wanted.suffix else parts
+
+
+@dataclass(frozen=True, slots=True)
+class _Work:
+    """What every worker inherits by the fork."""
+
+    signer: Signer
+    host: Host
+    digest_name: str | None
+    compression: Compression | None
+    out: Path | None
+    root: Path | None
+    kernel: KernelTarget
+
+    def target(self, source: Path) -> Path:
+        """Returns where the signed module goes: beside the root's name in `out`, or in place; the suffix follows the compression."""
+        target = source if self.out is None else self.out / (source.relative_to(self.root) if self.root else source.name)
+        if self.compression is None:
+            return target
+        stem = target.name[: target.name.rindex(".ko")] if ".ko" in target.name else target.name
+        return target.with_name(f"{stem}.ko{self.compression.suffix}")
+
+    def try_sign(self, source: Path) -> bool:
+        """Signs one module; False when its signature is still to come: the request for it is then written down."""
+        try:
+            self.sign(source)
+        except SignaturePendingError:
+            return False
+        return True
+
+    def sign(self, source: Path) -> None:
+        """Signs one module. The file that was there is replaced whole, or left as it is; its permissions are kept."""
+        data, mode = _read(source)
+        parts = _signed_parts(data, self.signer, self.digest_name, self.compression, str(source), self.kernel)
+        target = self.target(source)
+        if self.out is not None:
+            target.parent.mkdir(parents=True, exist_ok=True)
+        with self.host.output(target, force=True, flush=False) as temporary:
+            _write(temporary, parts, mode)
+        if self.out is None and target != source:
+            source.unlink()
+
+
+def _read(path: Path) -> tuple[bytes, int]:
+    """Returns a file's bytes and its permissions. Raises: OSError."""
+    with open(path, "rb", buffering=0) as file:
+        return file.readall(), os.fstat(file.fileno()).st_mode & 0o777
+
+
+def _write(path: Path, parts: tuple[bytes, ...], mode: int) -> None:
+    """Writes a new file of these parts with exactly these permissions. Raises: OSError."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+    try:
+        os.fchmod(descriptor, mode)
+        written = os.writev(descriptor, parts)
+        if written < sum(map(len, parts)):  # the disk is full, or the file is larger than one call writes
+            left = memoryview(b"".join(parts))[written:]
+            while left:
+                left = left[os.write(descriptor, left) :]
+    finally:
+        os.close(descriptor)
+
+
+_inherited: list[tuple[_Work, Sequence[Path]]] = []
+"""The current work and its files, set just before the workers are forked: a loaded key cannot be sent to them, only inherited."""
+
+
+def sign_modules(
+    files: Sequence[Path],
+    signer: Signer,
+    host: Host,
+    *,
+    digest_name: str | None = None,
+    compression: str | None = None,
+    out: Path | None = None,
+    root: Path | None = None,
+    jobs: int | None = None,
+    target: KernelTarget = ANY_KERNEL,
+) -> tuple[SignedModule, ...]:
+    """Returns the signed modules in the order of `files`, signed in place, or into the folder `out` at their place below `root`.
+
+    `compression` is None (each as it was) or none, gz, xz, zst; `jobs` is the number of workers; `target` is the kernel that
+    must be able to check the signatures. Signing again replaces a signature.
+    When one fails, nothing is half written: each file is either as it was or signed, and a second run does the rest.
+    Raises: FormatError, InputError, SigningKeyError, OutputError, ToolFailedError; SignaturePendingError when all were asked for.
+    """
+    work = _Work(signer, host, digest_name, find_compression(compression) if compression else None, out, root, target)
+    targets = _targets(files, work)
+    sizes, started = [path.stat().st_size for path in files], time.monotonic()
+    total, done = sum(sizes), 0
+    workers = min(jobs or host.jobs * _WORKERS_A_PROCESSOR, -(-len(files) // _CHUNK)) if signer.survives_fork else 1
+    waiting = 0
+    with host.progress.step(f"sign {len(files)} modules"):
+        for start, batch in _in_process(files, work) if workers <= 1 else _in_workers(files, work, workers):
+            waiting += batch.count(False)
+            done += sum(sizes[start : start + len(batch)])
+            host.progress.amount(done, total, started)
+    if waiting:
+        message = f"{waiting} of {len(files)} modules wait for signatures from elsewhere"
+        raise SignaturePendingError(message, where="modules", hint="answer the requests, then run this again")
+    return tuple(map(SignedModule, files, targets))
+
+
+def _targets(files: Sequence[Path], work: _Work) -> list[Path]:
+    """Returns where each signed module goes. Raises: InputError when two would be written to one file."""
+    targets = [work.target(source) for source in files]
+    first: dict[Path, Path] = {}
+    for source, target in zip(files, targets, strict=True):
+        other = first.setdefault(target, source)
+        if other is not source:
+            raise InputError(f"would be written to the same file as {other}", where=str(source))
+    return targets
+
+
+def _in_process(files: Sequence[Path], work: _Work) -> Iterator[tuple[int, list[bool]]]:
+    """Yields the number of each module, one by one, and whether it was signed (or its signature is still to come)."""
+    for number, path in enumerate(files):
+        yield number, [work.try_sign(path)]
+
+
+def _in_workers(files: Sequence[Path], work: _Work, workers: int) -> Iterator[tuple[int, list[bool]]]:
+    """Yields the same from forked workers, a chunk at a time, as they come. Raises: ToolFailedError when a worker is killed."""
+    _inherited.append((work, files))
+    gc.freeze()  # what workers inherit is shared with them as long as nobody writes to it
+    pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("fork"), initializer=_begin, initargs=(os.getpid(),))
+    try:
+        chunks = {pool.submit(_sign_chunk, start): start for start in range(0, len(files), _CHUNK)}
+        for chunk in as_completed(chunks):
+            yield chunks[chunk], chunk.result()
+    except BrokenProcessPool as error:
+        raise ToolFailedError("a signing worker was killed", hint="was there enough memory? run it again: signing continues") from error
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+        gc.unfreeze()
+        _inherited.pop()
+
+
+def _begin(parent: int) -> None:
+    """Lets a worker end after its chunk when the build is interrupted (it gets no more work), after its module when the build is killed."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    signal.signal(signal.SIGUSR1, lambda _number, _frame: _worker.leave())
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGUSR1, 0, 0, 0)
+    if os.getppid() != parent:  # it was killed before that
+        _worker.leave()
+
+
+class _Worker:
+    """This process, when it is a worker: whether it is signing a module now, and whether the build that it belongs to is gone."""
+
+    signing = False
+    orphaned = False
+
+    def leave(self) -> None:
+        """Ends the process: now, or after the module that it is signing, for nobody else would remove what is half written."""
+        self.orphaned = True
+        if not self.signing:
+            os._exit(1)
+
+    def sign(self, work: _Work, source: Path) -> bool:
+        """Signs one module; see `_Work.try_sign`."""
+        self.signing = True
+        try:
+            return work.try_sign(source)
+        finally:
+            self.signing = False
+            if self.orphaned:
+                os._exit(1)
+
+
+_worker = _Worker()
+
+
+def _sign_chunk(start: int) -> list[bool]:
+    """Signs the modules of the chunk that begins with number `start`, in a worker."""
+    work, files = _inherited[-1]
+    return [_worker.sign(work, path) for path in files[start : start + _CHUNK]]
