@@ -45,6 +45,8 @@ class KernelView:
     """Those of `certificates` that firmware's db gives (.platform)."""
     banner: str = ""
     """What the kernel says of who built it, where, with what, and when."""
+    signs: frozenset[str] = frozenset()
+    """Kconfig symbols that its code shows to be built in: what is known of a kernel that does not carry its configuration."""
 
 
 MODULE_NAMES = {
@@ -267,15 +269,17 @@ class ImageFacts:
 
     def has_driver(self, symbol: str) -> bool | None:
         """Returns whether a Kconfig symbol is built in, or is a module that ipe-init loads first; None when the kernel does not say."""
-        config = self.kernel.config if self.kernel is not None else None
-        if config is None:
+        kernel = self.kernel
+        if kernel is None:
             return None
-        if config.get(symbol) != "m":
-            return config.get(symbol) == "y"
+        if kernel.config is not None and kernel.config.get(symbol) != "m":
+            return kernel.config.get(symbol) == "y"
         loaded = {
             name.rpartition("/")[2].partition(".ko")[0].replace("-", "_") for name in (self.initramfs_config() or {}).get("module", ())
         }
-        return MODULE_NAMES.get(symbol, "?") in loaded
+        if MODULE_NAMES.get(symbol, "?") in loaded or (kernel.config is None and symbol in kernel.signs):
+            return True
+        return False if kernel.config is not None else None
 
     def initramfs_config(self) -> Mapping[str, tuple[str, ...]] | None:
         """Returns the settings of /etc/ipe-init.conf (a name may come more than once), None when the initramfs has none."""

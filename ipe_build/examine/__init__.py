@@ -233,4 +233,5 @@ def view_kernel(data: bytes, db: tuple[x509.Certificate, ...] = (), config: DotC
         command_line=facts.command_line,
         enrolled=enrolled,
         banner=facts.banner,
+        signs=facts.signs,
     )

@@ -18,6 +18,7 @@ from ipe_build.formats.kernel_elf import KernelElf
 from ipe_build.formats.kernel_image import KernelImage, open_kernel
 from ipe_build.kernel.embedded import CertificateLists, find_boot_policies, find_certificate_lists
 from ipe_build.kernel.fragment import LSM_ORDER
+from ipe_build.kernel.signs import signs_in
 from ipe_build.policy.properties import PROPERTIES
 
 _MAX_CONFIG = 8 * 1024 * 1024
@@ -36,7 +37,8 @@ class KernelFacts:
 
     `boot_policy` is the text compiled in, None when there is none. `certificates` and `revoked` are DER, in the kernel's order.
     `config` is None without IKCONFIG, `lsms` None when the order was not found, `command_line` None when it cannot be told.
-    `properties` are the IPE properties that can match, None when it cannot be told. `exact` says that symbols were used.
+    `properties` are the IPE properties that can match, None when it cannot be told. `signs` are Kconfig symbols that are seen to be built
+    in, whether or not there is a configuration. `exact` says that symbols were used.
     """
 
     version: str
@@ -51,6 +53,7 @@ class KernelFacts:
     lsms: tuple[str, ...] | None
     command_line: str | None
     properties: tuple[str, ...] | None
+    signs: frozenset[str]
     exact: bool
 
 
@@ -86,6 +89,7 @@ def inspect_kernel(source: Path | bytes) -> KernelFacts:
         lsms=_lsms(image.kernel, config),
         command_line=_command_line(config, elf),
         properties=_properties(config) if ipe else (),
+        signs=signs_in(image.kernel),
         exact=elf is not None and elf.has_symbols,
     )
 
