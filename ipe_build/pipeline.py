@@ -49,7 +49,15 @@ from ipe_build.steps.ima import (
 from ipe_build.steps.kernel import initramfs_modules, make_kernel, sign_kernel_modules
 from ipe_build.steps.keys import Keys, open_keys
 from ipe_build.steps.manifest import make_manifest
-from ipe_build.steps.policies import SignedPolicy, foreseen_device_policy, lint_policies, policy_path, render_policy, sign_device_policy
+from ipe_build.steps.policies import (
+    SignedPolicy,
+    foreseen_device_policy,
+    lint_policies,
+    policy_ledger,
+    policy_path,
+    render_policy,
+    sign_device_policy,
+)
 from ipe_build.steps.proof import prove
 from ipe_build.steps.provenance import make_bill_of_materials, make_reference_values, make_statement, materials
 from ipe_build.steps.root import VerityRoot, make_probe_entries, make_rootfs, make_verity_root, sign_root
@@ -113,6 +121,7 @@ class Job:
     folder: Path
     host: Host
     prove_it: bool
+    ledger: Ledger | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,12 +168,13 @@ def build(config: Config, config_file: Path, output: Path, host: Host, *, prove_
     Raises: IpeBuildError of the step that could not be done; then nothing else was changed.
     """
     check_uki_config(config, config_file)
+    ledger = policy_ledger(config, config_file)
     output = output.absolute()
     output.parent.mkdir(parents=True, exist_ok=True)
     host.check_output_directory(output, marker=FILE_NAME)
     unfinished = Unfinished.of(output)
     with host.progress.step(f"build {config.build.name}"), host.scratch(".ipe-build-", beside=output) as folder:
-        job = Job(config, config_file, folder, host, prove_it)
+        job = Job(config, config_file, folder, host, prove_it, ledger)
         if config.build.profile is Profile.SEALED:
             root_hash, report, evidence = _build_sealed(job)
         else:
@@ -302,7 +312,7 @@ def _finish(built: Built, job: Job) -> tuple[bytes, AuditReport, Evidence | None
         make_flash_outputs(config, disk, host)
     with step("audit"):
         described = parse_dotconfig(built.kernel.config.read_bytes(), where=str(built.kernel.config))
-        report, portrait = audit_image(disk.path, host, db=enrolled_certificates(config, keys), config=described)
+        report, portrait = audit_image(disk.path, host, db=enrolled_certificates(config, keys), config=described, ledger=job.ledger)
         _write_json(folder / "audit.json", report.to_json())
         (folder / "audit.html").write_text(render_html(report, portrait), encoding="utf-8")
     with step("reference values"):

@@ -245,6 +245,10 @@ class DevicePolicySection(PolicySection):
         "The kernel needs our ipe-policy-by-path.patch.",
         True,
     )
+    ledger: Path | None = setting(
+        "Versions of policies that went out (`ipe-build policy record`): the build's audit warns of a policy that devices would refuse.",
+        None,
+    )
 
 
 @dataclass(frozen=True, slots=True)

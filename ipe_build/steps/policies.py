@@ -13,6 +13,7 @@ from ipe_build.integrity.hashes import find_hash
 from ipe_build.kernel.build import Kernel
 from ipe_build.policy.findings import Severity as LintSeverity
 from ipe_build.policy.findings import Target
+from ipe_build.policy.ledger import Ledger, read_ledger
 from ipe_build.policy.lint import check
 from ipe_build.policy.model import Policy
 from ipe_build.policy.parser import Role, parse
@@ -43,6 +44,20 @@ def render_policy(section: PolicySection, role: Role, config_file: Path, root_ha
     if root_hash is not None:
         variables["root_hashes"] = ((root_hash[0], root_hash[1].hex()),)
     return render(template, {**variables, **section.variables, "name": section.name, "version": section.version})
+
+
+def policy_ledger(config: Config, config_file: Path) -> Ledger | None:
+    """Returns the ledger of versions that went out, None where none is named. Raises: InputError when it is not there or is no ledger."""
+    path = config.policy.device.ledger
+    if path is None:
+        return None
+    if not path.is_file():
+        raise InputError(
+            f"wanted a ledger, there is no file {path}",
+            where=f"{config_file}: [policy.device] ledger",
+            hint=f"ipe-build policy record POLICY --ledger {path} makes one; leave the key out before anything went out",
+        )
+    return read_ledger(path)
 
 
 def foreseen_device_policy(config: Config, config_file: Path) -> bytes:

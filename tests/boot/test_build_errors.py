@@ -59,6 +59,7 @@ def test_a_missing_tool_names_the_package(demo_config: Path, last_good: Path, tm
         ('source = "demo.toml"', 'source = "absent.toml"', "absent.toml"),
         ('source = "/usr/src/linux-source-6.12.tar.xz"', 'source = "/usr/src/absent.tar.xz"', "absent.tar.xz"),
         ('template = "signed-verity"', 'template = "file:absent.j2"', "absent.j2"),
+        ('name = "ipe-policy"', 'name = "ipe-policy"\nledger = "absent.ledger"', "absent.ledger"),
     ],
 )
 def test_an_unreadable_input_is_named(demo_config: Path, last_good: Path, old: str, new: str, word: str) -> None:
