@@ -163,20 +163,3 @@ def test_files_follow_buildroots_rules() -> None:
 
         named |= {f"BR2_IPE_{name}" for name in re.findall(r"\$\((?:br2|need) ([A-Z_]+)\b", path.read_text())}
     assert named and all(f"config {name}\n" in config for name in named)
-
-
-@pytest.mark.parametrize("machine", ["qemux86-64", "qemuarm64"])
-def test_kas_resolves_the_files(machine, tmp_path) -> None:
-    for folder in ("ipe-build", "bitbake", "oe-core/meta"):
-        (tmp_path / folder).mkdir(parents=True)
-    shutil.copytree(ROOT / "conf/kas", tmp_path / "ipe-build/conf/kas")
-    for folder in ("ipe-build", "bitbake", "oe-core"):
-        subprocess.run(["git", "-C", tmp_path / folder, "init", "-q"], check=True)
-    words = [Path(sys.executable).with_name("kas"), "dump", "--format", "json", f"conf/kas/{machine}.yml"]
-    done = subprocess.run(words, cwd=tmp_path / "ipe-build", capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    dumped = json.loads(done.stdout)
-    assert "meta-ipe" in dumped["repos"]["ipe-build"]["layers"]
-    assert dumped["machine"] == machine and dumped["repos"]["bitbake"]["layers"] == {"bitbake": "disabled"}
-    assert 'DISTRO_FEATURES:append = " ipe"' in dumped["local_conf_header"]["ipe"]
-    assert "require conf/ipe-test-keys.inc" in dumped["local_conf_header"]["ipe-test-keys"]
