@@ -22,6 +22,7 @@ from ipe_build.image.integrity import IntegrityRequest, TrustedSource
 from ipe_build.image.rootfs import Entry, PathRule
 from ipe_build.image.slots import SlotRoom
 from ipe_build.image.uki import uki_file
+from ipe_build.image.wks import make_wks
 from ipe_build.kernel.module_order import modules_in_order
 from ipe_build.signing.loading import load_certificate
 
@@ -132,6 +133,9 @@ def _configure_disk(parser: argparse.ArgumentParser) -> None:
         "--uki", type=Path, metavar="FILE", help="instead of a kernel: a unified kernel image, which firmware starts itself"
     )
     parser.add_argument("--architecture", choices=list(PARTITION_TYPES), default="x86-64", help="default: x86-64")
+    parser.add_argument(
+        "--wks", action="store_true", help="FILE is a folder: no disk, but esp.wks and root.wks, for a kickstart file of wic to include"
+    )
 
 
 def _filesystem(arguments: argparse.Namespace, host: Host) -> Outcome:
@@ -240,6 +244,9 @@ def _disk(arguments: argparse.Namespace, host: Host) -> Outcome:
         boot_loader_path=arguments.boot_loader,
         slots=SlotRoom(arguments.slot_root_mib * _MIB) if arguments.slots else None,
     )
+    if arguments.wks:
+        files = [str(file) for file in make_wks(request, arguments.output, host)]
+        return Outcome({"folder": str(arguments.output), "files": files}, "\n".join(files))
     disk = make_disk(request, arguments.output, host, force=arguments.force)
     return Outcome(disk_value(disk), _disk_text(disk))
 

@@ -80,15 +80,9 @@ def make_disk(request: DiskRequest, out: Path, host: Host, *, force: bool = Fals
 
     Data is copied in chunks; zeros become holes. Raises: InputError, OutputError, ToolMissingError.
     """
-    if request.architecture not in PARTITION_TYPES:
-        raise InputError(
-            f"unknown architecture {request.architecture!r}", where="[build] architecture", hint=f"one of {', '.join(PARTITION_TYPES)}"
-        )
-    _check_inputs(request)
+    check_request(request)
     with host.scratch() as scratch, host.output(out, force=force) as temporary:
-        contents = _contents(request, scratch, host)
-        if request.slots is not None:
-            contents = two_slots(contents, request.disk_uuid, request.slots)
+        contents = disk_contents(request, scratch, host)
         table = lay_out(request.disk_uuid, [one.partition for one in contents], sector_bytes=request.sector_bytes)
         started, done = time.monotonic(), 0
         total = sum(one.size_bytes for one in contents)
@@ -118,8 +112,12 @@ def read_disk(path: Path, *, sector_bytes: int | None = None) -> Disk:
         raise InputError(f"cannot be read: {error.strerror}", where=str(path)) from error
 
 
-def _check_inputs(request: DiskRequest) -> None:
-    """Raises InputError for files that cannot be what they should be."""
+def check_request(request: DiskRequest) -> None:
+    """Raises InputError for an unknown architecture, and for files that cannot be what they should be."""
+    if request.architecture not in PARTITION_TYPES:
+        raise InputError(
+            f"unknown architecture {request.architecture!r}", where="[build] architecture", hint=f"one of {', '.join(PARTITION_TYPES)}"
+        )
     partition_uuids(request.root_hash)
     for what, path in (("filesystem image", request.filesystem), ("hash area", request.hash_area)):
         if not path.is_file():
@@ -135,8 +133,11 @@ def _check_inputs(request: DiskRequest) -> None:
         raise InputError("is empty", where="root hash signature")
 
 
-def _contents(request: DiskRequest, scratch: Path, host: Host) -> list[Content]:
-    """Returns each partition (without its place) with its content."""
+def disk_contents(request: DiskRequest, scratch: Path, host: Host) -> list[Content]:
+    """Returns each partition (without its place) with its content, in order. An EFI system partition's is a file in `scratch`.
+
+    The request is one that `check_request` has passed.
+    """
     row = PARTITION_TYPES[request.architecture]
     data_uuid, tree_uuid = partition_uuids(request.root_hash)
     arch = request.architecture
@@ -159,7 +160,7 @@ def _contents(request: DiskRequest, scratch: Path, host: Host) -> list[Content]:
         size = len(request.signature)
         name = f"root-{arch}-verity-sig"
         contents.append(Content(Partition(0, row.root_verity_sig, uuid, name, 0, size, ATTRIBUTE_READ_ONLY), request.signature, size))
-    return contents
+    return contents if request.slots is None else two_slots(contents, request.disk_uuid, request.slots)
 
 
 def _copy(content: Path | bytes, disk: BinaryIO, offset: int, size_bytes: int) -> Iterator[int]:
