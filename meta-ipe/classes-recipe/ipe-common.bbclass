@@ -32,6 +32,13 @@ IPE_SIGNATURES[doc] = "Folder of IPE_SIGNING = plan: ID.json and ID.digest are t
 IPE_SEALED ??= "0"
 IPE_SEALED[doc] = "1: no key anywhere. The kernel is built with a reserved boot policy, and the root hash is written into it after the image (ipe-seal). Set it for the whole build."
 
+IPE_UPDATE_COMPATIBLE ??= "${MACHINE}"
+IPE_UPDATE_COMPATIBLE[doc] = "What devices updates are for, one word: RAUC's compatible, SWUpdate's board name. Device and updates must agree."
+IPE_UPDATE_BOOTLOADER ??= "efi"
+IPE_UPDATE_BOOTLOADER[doc] = "What RAUC switches slots with: efi, uboot, barebox, grub or noop."
+IPE_UPDATE_KEYRING ??= ""
+IPE_UPDATE_KEYRING[doc] = "Certificates (PEM) that the device trusts for updates, installed by ipe-slot. Empty: another recipe brings /etc/rauc/keyring.pem."
+
 IPE_ALLOW_TEST_KEYS ??= "0"
 IPE_ALLOW_TEST_KEYS[doc] = "1 lets the recipe ipe-keys-test make keys in IPE_TEST_KEYS_DIR. For trying it out, never for a product."
 IPE_TEST_KEYS_DIR ??= "${TOPDIR}/ipe-test-keys"
@@ -47,7 +54,7 @@ IPE_BUILD_TASKS = "${@' '.join(one + ':do_populate_sysroot' for one in (d.getVar
 def ipe_certificates(d, *names):
     return " ".join("%s:%s" % (path, os.path.exists(path)) for name in names for path in (d.getVar(name) or "").split())
 
-# The key URI of a purpose: POLICY, VERITY, MODULE or SECUREBOOT. In no task's hash: what a key is called does not change what it signs.
+# The key URI of a purpose: POLICY, VERITY, MODULE, SECUREBOOT, UPDATE or ATTESTATION. In no task's hash: what a key is called does not change what it signs.
 def ipe_key(d, purpose):
     if d.getVar("IPE_SIGNING") == "plan":
         return "plan:" + d.getVar("IPE_SIGNATURES")
@@ -90,7 +97,8 @@ ipe_need_file () {
 python () {
     if d.getVar("IPE_SIGNING") not in ("key", "plan"):
         bb.fatal("IPE_SIGNING is '%s'; wanted key or plan" % d.getVar("IPE_SIGNING"))
-    for name in ("IPE_POLICY_KEY", "IPE_VERITY_KEY", "IPE_MODULE_KEY"):
+    for purpose in ("POLICY", "VERITY", "MODULE", "SECUREBOOT", "UPDATE", "ATTESTATION"):
+        name = "IPE_%s_KEY" % purpose
         if "pin-value=" in (d.getVar(name) or ""):
             bb.fatal("%s holds a PIN (pin-value=), which would end up in logs: name a file with pin-source=" % name)
 }

@@ -3,8 +3,8 @@
 #
 # A task after the image, not an image type: a new policy, initramfs or kernel makes a new disk and never the root filesystem again.
 
-inherit ipe-common
-inherit_defer ${@'ipe-seal' if d.getVar('IPE_SEALED') == '1' else ''}
+inherit ipe-common ipe-spdx
+inherit_defer ${@' '.join(name for name, wanted in (('ipe-seal', 'IPE_SEALED'), ('ipe-update', 'IPE_SLOTS')) if d.getVar(wanted) == '1')}
 
 IPE_ROOT_FILESYSTEM ??= "erofs"
 IPE_COMMAND_LINE ??= "console=ttyS0 panic=-1"
@@ -15,20 +15,33 @@ IPE_KERNEL_IMAGE ??= "${DEPLOY_DIR_IMAGE}/${KERNEL_IMAGETYPE}"
 IPE_KERNEL_IMAGE[doc] = "Kernel on the disk."
 IPE_INITRAMFS_IMAGE ??= "${DEPLOY_DIR_IMAGE}/ipe-initrd-${MACHINE}"
 IPE_INITRAMFS_IMAGE[doc] = "Initramfs on the disk; the recipe ipe-initramfs deploys it."
-IPE_BOOT_LOADER ??= ""
-IPE_BOOT_LOADER[doc] = "EFI boot loader on the disk, such as systemd-boot's in DEPLOY_DIR_IMAGE. Empty: none, the firmware starts the kernel."
-IPE_DISK_DEPENDS ??= "virtual/kernel:do_deploy ipe-initramfs:do_deploy dosfstools-native:do_populate_sysroot mtools-native:do_populate_sysroot"
+IPE_BOOT_LOADER ??= "${@'${DEPLOY_DIR_IMAGE}/systemd-boot%s.efi' % ipe_efi_suffix(d) if ipe_needs_loader(d) else ''}"
+IPE_BOOT_LOADER[doc] = "EFI boot loader on the disk: systemd-boot on machines with `efi` in MACHINE_FEATURES. Empty: none, something else (U-Boot, QEMU) starts the kernel."
+IPE_DISK_DEPENDS ??= "virtual/kernel:do_deploy ipe-initramfs:do_deploy dosfstools-native:do_populate_sysroot mtools-native:do_populate_sysroot ${@'systemd-boot:do_deploy' if ipe_needs_loader(d) else ''}"
 IPE_DISK_DEPENDS[doc] = "Tasks that make what the disk is put together from."
 IPE_UKI ??= ""
 IPE_UKI[doc] = "Unified kernel image that firmware starts, instead of kernel, initramfs and boot loader; ipe-uki makes one and sets this."
 IPE_DISK_ARGS ??= ""
-IPE_DISK_ARGS[doc] = "More arguments for `ipe-build image disk`, such as --slots for A/B updates."
+IPE_DISK_ARGS[doc] = "More arguments for `ipe-build image disk`, such as --uuid UUID."
+IPE_SLOTS ??= "0"
+IPE_SLOTS[doc] = "1: two slots for A/B updates, this image in the first. The root gets the recipe ipe-slot's files, and ipe-update makes the updates."
+IPE_SLOT_ROOT_MIB ??= "0"
+IPE_SLOT_ROOT_MIB[doc] = "Size of a slot's root in MiB; later builds must fit into it. 0: half more than this build's root."
 IPE_FLASH ??= "--bmap --zstd"
 IPE_FLASH[doc] = "What is deployed beside the disk (`ipe-build image flash`): --bmap, --zstd, --partitions, --sparse. Empty: nothing."
 IPE_ESP_MIB ??= "64"
 IPE_ESP_MIB[doc] = "Size of the EFI system partition in MiB."
 IPE_DISK_NAME ??= "${IMAGE_LINK_NAME}.ipedisk"
 IPE_DISK_NAME[doc] = "File name of the disk in DEPLOY_DIR_IMAGE."
+
+def ipe_efi_suffix(d):
+    return {"x86-64": "x64", "arm64": "aa64"}.get(d.getVar("IPE_ARCHITECTURE"), d.getVar("IPE_ARCHITECTURE"))
+
+# A unified kernel image needs none: firmware starts it.
+def ipe_needs_loader(d):
+    return "efi" in (d.getVar("MACHINE_FEATURES") or "").split() and not d.getVar("IPE_UKI")
+
+IMAGE_INSTALL:append = " ${@'ipe-slot' if d.getVar('IPE_SLOTS') == '1' and d.getVar('IPE_ROOT_FILESYSTEM') in ipe_verity_types(d) else ''}"
 
 IPE_DISK_DIR = "${WORKDIR}/ipe-disk"
 do_ipe_disk[doc] = "Puts the signed root, kernel and initramfs together on one disk"
@@ -61,6 +74,7 @@ do_ipe_disk () {
         fi
     fi
     [ "${IPE_SEALED}" = "1" ] || set -- "$@" --verity-sig "$root.verity-sig"
+    [ "${IPE_SLOTS}" != "1" ] || set -- "$@" --slots --slot-root-mib "${IPE_SLOT_ROOT_MIB}"
     disk="${IPE_DISK_DIR}/${IPE_DISK_NAME}"
     ipe_build image disk "$root" --root-hash "$root.roothash" --architecture "${IPE_ARCHITECTURE}" --esp-mib "${IPE_ESP_MIB}" "$@" \
         ${IPE_DISK_ARGS} -o "$disk"

@@ -7,10 +7,10 @@ inherit ipe-common
 
 IPE_EVIDENCE_IMAGE ??= "${DEPLOY_DIR_IMAGE}/${IPE_DISK_NAME}"
 IPE_EVIDENCE_IMAGE[doc] = "The disk image that is booted."
-IPE_EVIDENCE_POLICY ??= "${DEPLOY_DIR_IMAGE}/ipe-policy.pol"
+IPE_EVIDENCE_POLICY ??= "${@'' if d.getVar('IPE_SEALED') == '1' else '${DEPLOY_DIR_IMAGE}/ipe-policy.pol'}"
 IPE_EVIDENCE_POLICY[doc] = "Text of the policy in force after boot. Empty: none; its probes are left out."
 IPE_EVIDENCE_ARGS ??= "--no-modules"
-IPE_EVIDENCE_ARGS[doc] = "More arguments for `ipe-build boot`, such as --application '/bin/true' or --dropped CAP_NAME."
+IPE_EVIDENCE_ARGS[doc] = "More arguments for `ipe-build boot`, such as --application '/bin/true', --dropped CAP_NAME or (with ipe-uki) --db CERT."
 IPE_EVIDENCE_DEPENDS ??= "qemu-system-native:do_populate_sysroot"
 IPE_EVIDENCE_DEPENDS[doc] = "Tasks that make the emulator. Empty when it comes from the host (then add it to HOSTTOOLS)."
 

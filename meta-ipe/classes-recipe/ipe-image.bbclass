@@ -5,7 +5,7 @@
 # Sidecars of IMAGE.TYPE: .verity .roothash .verity.env (do_image_TYPE), .roothash.p7s .verity-sig (do_ipe_sign)
 # The image itself goes to sstate (OE-core leaves it out): so what comes after it, a signature or a policy, never makes it again.
 
-inherit ipe-common
+inherit ipe-common ipe-spdx
 
 IPE_ROOT_FILESYSTEM ??= "erofs"
 IPE_ROOT_FILESYSTEM[doc] = "Filesystem of the verity root: erofs, squashfs or ext4."

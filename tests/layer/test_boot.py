@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from ipe_build.kernel.trust import KernelTrust
-from tests.fixtures.layer import DROPPED, ROOT, boot_and_probe
+from tests.fixtures.efi import STUB, SYSTEMD_BOOT
+from tests.fixtures.layer import DROPPED, ROOT, BuildFolder, boot_and_probe
 
 BUILDROOT = ROOT / "conf/buildroot"
 
@@ -58,6 +59,96 @@ def test_image_made_by_bitbake_boots_and_denies(build_folder, probe_rootfs, kern
     disk.write_bytes(content)
     answer = build_folder.bitbake(("small-image", "do_ipe_audit"), **settings)
     assert not answer.ok and "IPE_AUDIT_IMAGE" in answer.fatal and root_hash
+
+
+IMAGE_TASKS = ("rootfs", "image_erofs", "image_complete")
+
+
+def image_tasks(*names: str) -> tuple[tuple[str, str], ...]:
+    return tuple(("small-image", f"do_{name}") for name in names)
+
+
+def evidence_of(folder: BuildFolder) -> dict:
+    return json.loads((folder.deploy / "small-image-small.evidence.json").read_text())
+
+
+@pytest.mark.boot
+@pytest.mark.slow
+def test_sealed_image_in_a_signed_uki_starts_from_firmware_and_denies(
+    build_folder, probe_rootfs, sealed_kernel, need, need_file, uefi_keys
+) -> None:
+    """No key but firmware's: the root hash is in the kernel, the kernel in a UKI, and db says who signed that."""
+    for tool in ("qemu-system-x86_64", "mkfs.erofs", "mkfs.vfat", "mcopy", "gcc", "xz"):
+        need(tool)
+    need_file(STUB, "systemd-boot-efi")
+    need_file(Path("/usr/share/OVMF/OVMF_CODE_4M.secboot.fd"), "ovmf")
+    none = {f"IPE_{role}_{kind}": "" for role in ("POLICY", "VERITY", "MODULE") for kind in ("KEY", "CERT")}
+    pair = uefi_keys.pair("secure-boot")
+    build_folder.settings |= none | {
+        "SMALL_ROOTFS": str(probe_rootfs),
+        "IMAGE_FSTYPES": "erofs erofs.verity",
+        "IMAGE_CLASSES": "ipe-image ipe-uki ipe-disk ipe-audit ipe-attest ipe-evidence",
+        "IPE_SEALED": "1",
+        "IPE_ROOT_IMAGE": "small-image",
+        "IPE_TRUSTED_CERTS": "",
+        "IPE_UKI_STUB": str(STUB),
+        "IPE_SECUREBOOT_KEY": pair.uri,
+        "IPE_SECUREBOOT_CERT": str(pair.certificate),
+        "IPE_INITRAMFS_ARGS": "--init-override",
+        "IPE_EVIDENCE_ARGS": f"--no-modules --no-destructive --application '/bin/busybox true' --db {pair.certificate} "
+        + " ".join(f"--dropped {name}" for name in ("CAP_MAC_ADMIN", *DROPPED)),
+    }
+    build_folder.deploy.mkdir(parents=True)
+    shutil.copyfile(sealed_kernel.image, build_folder.deploy / "bzImage")
+    initramfs = (("ipe-initramfs", "do_compile"), ("ipe-initramfs", "do_deploy"))
+    made = image_tasks("ipe_seal", "ipe_uki", "ipe_disk", "ipe_audit", "ipe_measure", "ipe_evidence")
+    build_folder.built(*image_tasks(*IMAGE_TASKS), *initramfs, *made)
+    evidence = evidence_of(build_folder)
+    seen = rows(evidence)
+    assert seen["run-application"] == "allowed" and seen["run-copy"].startswith("denied") and seen["enforce-off"].startswith("denied"), seen
+    boots = {one["id"]: one["observed"] for one in evidence["boots"] if not one["skipped"]}
+    assert {"secure-boot", "uki-unsigned", "uki-foreign", "uki-flipped"} <= boots.keys() and evidence["as_expected"]
+    values = json.loads((build_folder.deploy / "small-image-small.reference.json").read_text())
+    assert {"4", "9", "11"} <= values["pcrs"]["sha256"].keys()
+
+
+@pytest.mark.boot
+@pytest.mark.slow
+def test_slot_disk_made_by_bitbake_starts_from_firmware_knows_its_slot_and_denies(
+    build_folder, probe_rootfs, kernel_factory, need, need_file, test_keys
+) -> None:
+    for tool in ("qemu-system-x86_64", "mkfs.erofs", "mkfs.vfat", "mcopy", "gcc"):
+        need(tool)
+    need_file(SYSTEMD_BOOT, "systemd-boot-efi")
+    for name in ("sed", "grep", "readlink"):
+        (probe_rootfs / "bin" / name).symlink_to("busybox")
+    build_folder.settings |= {
+        "SMALL_ROOTFS": str(probe_rootfs),
+        "IMAGE_FSTYPES": "erofs erofs.verity",
+        "IMAGE_CLASSES": "ipe-image ipe-disk ipe-audit ipe-evidence",
+        "IPE_SLOTS": "1",
+        "IPE_BOOT_LOADER": str(SYSTEMD_BOOT),
+        "IPE_INITRAMFS_DROP": " ".join(DROPPED),
+        "IPE_INITRAMFS_ARGS": "--init-override",
+        "IPE_EVIDENCE_ARGS": "--no-modules --no-destructive --firmware --application '/usr/lib/ipe/ipe-slot booted' "
+        + " ".join(f"--dropped {name}" for name in DROPPED),
+    }
+    build_folder.built(("ipe-boot-policy", "do_compile"), ("ipe-boot-policy", "do_deploy"))
+    trust = KernelTrust((build_folder.deploy / "ipe-boot.pol").read_bytes(), (test_keys.bundle.read_bytes(),))
+    kernel = kernel_factory(trust)
+    shutil.copyfile(kernel.image, build_folder.deploy / "bzImage")
+    shutil.copyfile(kernel.config, build_folder.deploy / "ipe-kernel-small.config")
+    policy = (("ipe-policy", "do_compile"), ("ipe-policy", "do_deploy"))
+    initramfs = (("ipe-initramfs", "do_compile"), ("ipe-initramfs", "do_deploy"))
+    slot = tuple(("ipe-slot", f"do_{name}") for name in ("compile", "install", "package"))
+    made = image_tasks(*IMAGE_TASKS, "ipe_sign", "ipe_disk", "ipe_audit", "ipe_update", "ipe_evidence")
+    build_folder.built(*policy, *initramfs, *slot, *made)
+    evidence = evidence_of(build_folder)
+    seen = rows(evidence)
+    assert seen["run-application"] == "allowed" and seen["run-copy"].startswith("denied"), seen
+    (firmware,) = (one for one in evidence["boots"] if one["id"] == "firmware")
+    assert firmware["observed"] == firmware["expected"] and not firmware["skipped"]
+    assert (build_folder.deploy / "small-image-small.update/manifest.raucm").is_file()
 
 
 @pytest.fixture

@@ -6,14 +6,20 @@ BitBake said it started. The deny twin of "runs nothing again" is each test's ex
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 import shutil
+import signal
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
 
-from tests.fixtures.bitbake import Builder, make_rootfs
+from ipe_build.attest.dsse import parse_envelope
+from ipe_build.cli import main
+from tests.fixtures.bitbake import Builder, make_rootfs, processes_of, wait_for_processes_of
 
 pytestmark = pytest.mark.slow
 
@@ -21,6 +27,7 @@ DISK = {"small-image:do_ipe_disk", "small-image:do_ipe_audit"}
 SIGN = {"small-image:do_ipe_sign"}
 ROOT = {"small-image:do_rootfs", "small-image:do_image_erofs", "small-image:do_image_complete"}
 POLICY = {"ipe-policy:do_compile", "ipe-policy:do_deploy"}
+UPDATE = {"small-image:do_ipe_update"}
 INITRAMFS = {"ipe-initramfs:do_compile", "ipe-initramfs:do_deploy"}
 UNSHARED = "do_configure", "do_compile", "do_install"
 """Tasks that OE-core too leaves out of sstate: on a new builder they run for each recipe that something else makes run."""
@@ -46,9 +53,41 @@ def test_second_builder_without_the_mirror_makes_the_same_bytes(first_builder, s
         assert (second.deploy / name).read_bytes() == (first_builder.deploy / name).read_bytes(), name
 
 
-def test_build_again_runs_nothing(second) -> None:
+def test_build_again_runs_nothing_and_no_process_outlives_a_run(second) -> None:
     second.built("small-image")
+    assert processes_of(second.topdir) == {}
     assert second.built("small-image").tasks == ()
+    assert processes_of(second.topdir) == {}
+
+
+def test_process_that_outlives_a_run_would_be_found(tmp_path) -> None:
+    for words, folder in ((["sleep", "60"], tmp_path), (["sh", "-c", "sleep 60; :", str(tmp_path)], Path("/"))):
+        with subprocess.Popen(words, cwd=folder, start_new_session=True) as process:
+            try:
+                assert process.pid in processes_of(tmp_path)
+                with pytest.raises(AssertionError, match="left over by a run"):
+                    wait_for_processes_of(tmp_path, 0.2)
+            finally:
+                os.killpg(process.pid, signal.SIGKILL)
+    assert processes_of(tmp_path) == {}
+
+
+def test_interrupted_build_leaves_nothing_running(second, tmp_path) -> None:
+    """A task that hangs, and a command that is killed: server, worker and task end with it."""
+    (tmp_path / "hangs").write_text(f"#!/bin/sh\ntouch {tmp_path}/started\nexec sleep 600\n")
+    (tmp_path / "hangs").chmod(0o755)
+    hanging = second.with_settings(**{"IPE_BUILD_CMD__pn-small-image": str(tmp_path / "hangs"), "SSTATE_MIRROR": ""})
+    process = hanging.start("small-image", "-c", "ipe_sign")
+    try:
+        while not (tmp_path / "started").exists():
+            assert process.poll() is None, process.communicate()
+            time.sleep(0.1)
+        assert processes_of(second.topdir)
+    finally:
+        process.kill()
+        process.communicate()
+    wait_for_processes_of(second.topdir)
+    assert second.built("small-image").ran == set()
 
 
 def test_changed_policy_makes_policy_initramfs_and_disk_never_rootfs_or_kernel(first_builder, second) -> None:
@@ -173,6 +212,118 @@ def test_uki_is_signed_after_the_image_and_a_new_certificate_reruns_only_it(seco
         uki = second.deploy / "small-image-small.uki.efi"
         signed = [subprocess.run([sbverify, "--cert", one.certificate, uki], capture_output=True).returncode == 0 for one in pairs]
         assert signed == [number == 0, number == 1]
+
+
+ATTEST = {"small-image:do_ipe_attest"}
+
+
+def attesting(builder: Builder, keys, **more: str) -> Builder:
+    """The same builder, which signs a statement too."""
+    pair = keys.pair("verity")
+    settings = {"IPE_ATTESTATION_KEY": pair.uri, "IPE_ATTESTATION_CERT": str(pair.certificate)}
+    return builder.with_settings(IMAGE_CLASSES="ipe-image ipe-disk ipe-audit ipe-attest", **(settings | more))
+
+
+def statement_verifies(builder: Builder, trusted: Path) -> bool:
+    place = builder.deploy / "small-image-small.provenance.dsse.json"
+    return (
+        main(["attest", "statement", str(builder.deploy), "--statement", str(place), "--verify", "--others", "--trusted", str(trusted)])
+        == 0
+    )
+
+
+def test_statement_is_signed_last_shared_and_names_what_was_made_from_what(second, test_keys, foreign_keys, tmp_path) -> None:
+    builder = attesting(second, test_keys)
+    assert shared(builder.built("small-image").ran) == ATTEST
+    place = builder.deploy / "small-image-small.provenance.dsse.json"
+    statement = json.loads(parse_envelope(place.read_bytes()).payload)
+    subjects = {one["name"].removeprefix("small-image-small.") for one in statement["subject"]}
+    assert subjects == {
+        *("ipedisk", "ipedisk.bmap", "ipedisk.zst", "erofs.roothash.p7s", "erofs.verity-sig", "audit.json", "audit.sarif"),
+    }
+    materials = {one["name"] for one in statement["predicate"]["buildDefinition"]["resolvedDependencies"]}
+    assert materials == {"root-filesystem", "hash-tree", "boot-policy", "kernel", "initramfs", "device-policy"}
+    assert str(builder.topdir) not in json.dumps(statement)
+    assert statement_verifies(builder, test_keys.root.certificate) and not statement_verifies(builder, foreign_keys.root.certificate)
+    # Another certificate: another statement, and nothing else.
+    foreign = attesting(builder, foreign_keys)
+    assert foreign.built("small-image").ran == ATTEST and statement_verifies(foreign, foreign_keys.root.certificate)
+    # A third builder has the first statement from sstate, and it holds for the files that it has.
+    third = Builder(
+        tmp_path / "third",
+        builder.tree,
+        {**builder.settings, "SSTATE_MIRROR": f"{builder.topdir}/sstate-cache {second.settings['SSTATE_MIRROR']}"},
+    )
+    assert third.built("small-image").ran == set() and statement_verifies(third, test_keys.root.certificate)
+    disk = third.deploy / "small-image-small.ipedisk"
+    disk.write_bytes(disk.read_bytes()[:-1] + b"\1")
+    assert not statement_verifies(third, test_keys.root.certificate)
+
+
+def test_statement_signed_offline_is_the_same_statement(second, test_keys, need, tmp_path) -> None:
+    need("openssl")
+    wanted = tmp_path / "wanted"
+    offline = attesting(second, test_keys, IPE_SIGNING="plan", IPE_SIGNATURES=str(wanted), IPE_ATTESTATION_KEY="")
+    paused = offline.bitbake("small-image")
+    assert not paused.ok and "IPE_SIGNING is plan and" in paused.output and shared(paused.ran) == ATTEST
+    assert answer(wanted, test_keys) == 1
+    assert shared(offline.built("small-image").ran) == ATTEST
+    place = offline.deploy / "small-image-small.provenance.dsse.json"
+    first = place.read_bytes()
+    online = attesting(second.with_settings(SSTATE_MIRROR=second.settings["SSTATE_MIRROR"]), test_keys)
+    assert online.built("small-image", "-C", "ipe_attest").ran == ATTEST and place.read_bytes() == first
+
+
+def test_missing_attestation_key_is_named(second, test_keys) -> None:
+    for name in ("KEY", "CERT"):
+        run = attesting(second, test_keys, **{f"IPE_ATTESTATION_{name}": ""}).bitbake("small-image", "-c", "ipe_attest")
+        assert not run.ok and f"IPE_ATTESTATION_{name} is not set" in run.output
+
+
+def test_spdx_document_lists_what_the_tasks_after_the_image_made(second, tmp_path) -> None:
+    builder = second.with_settings(IMAGE_CLASSES="ipe-image ipe-disk ipe-audit create-spdx-image-3.0")
+    for _builder in range(2):
+        run = builder.built("small-image")
+        assert run.ran == {"small-image:do_create_image_spdx"}
+        rows = json.loads((builder.topdir / "tmp/deploy/spdx/small-image.image.json").read_text())
+        listed = {row["name"].removeprefix("small-image-small."): row for row in rows}
+        assert {"erofs.roothash.p7s", "erofs.verity-sig", "ipedisk", "ipedisk.bmap", "ipedisk.zst"} < listed.keys()
+        assert any(name.endswith(".erofs.roothash") for name in listed) and not any("audit" in name for name in listed)
+        assert (listed["ipedisk"]["build"], listed["ipedisk"]["purpose"]) == ("ipe_disk", "diskImage")
+        for row in rows:
+            assert hashlib.sha256((builder.deploy / row["name"]).read_bytes()).hexdigest() == row["sha256"]
+        # A second one, which has the image's list from sstate.
+        builder = Builder(tmp_path / "third", builder.tree, {**builder.settings, "SSTATE_MIRROR": second.settings["SSTATE_MIRROR"]})
+
+
+def test_slots_bring_their_files_into_the_root_and_make_the_updates(second, test_keys, need) -> None:
+    need("sfdisk")
+    pair = test_keys.pair("module")
+    settings = {"IPE_SLOTS": "1", "IPE_UPDATE_COMPATIBLE": "board", "IPE_UPDATE_KEYRING": str(test_keys.root.certificate)}
+    settings |= {"IPE_UPDATE_FORMATS": "swupdate", "IPE_UPDATE_KEY": pair.uri, "IPE_UPDATE_CERT": str(pair.certificate)}
+    builder = second.with_settings(**settings)
+    run = builder.built("small-image")
+    assert shared(run.ran) == ROOT | SIGN | DISK | UPDATE | {"ipe-slot:do_package"}
+    table = json.loads(
+        subprocess.run(["sfdisk", "--json", builder.deploy / "small-image-small.ipedisk"], capture_output=True, check=True).stdout
+    )
+    parts = ("esp", "root", "root-verity", "root-verity-sig")
+    assert [one["name"] for one in table["partitiontable"]["partitions"]] == [f"{part}-{slot}" for slot in "ab" for part in parts]
+    root = builder.topdir / "tmp/work/small-image/rootfs"
+    assert (root / "usr/lib/ipe/ipe-slot").stat().st_mode & 0o111
+    assert "compatible=board" in (root / "etc/rauc/system.conf").read_text() and (root / "etc/hwrevision").read_text() == "board 1.0\n"
+    assert (root / "etc/rauc/keyring.pem").read_bytes() == test_keys.root.certificate.read_bytes()
+    update = builder.deploy / "small-image-small.update"
+    assert {"manifest.raucm", "sw-description", "root.img", "esp.img", "root-verity.img", "root-verity-sig.img"} <= {
+        one.name for one in update.iterdir()
+    }
+    assert (update / "root.img").read_bytes() == (builder.deploy / "small-image-small.erofs").read_bytes()
+    assert (builder.deploy / "small-image-small.swu").read_bytes()[:6] == b"070702"
+    # A new version of the same build: the update alone.
+    again = builder.with_settings(IPE_UPDATE_VERSION="2").built("small-image")
+    assert again.ran == UPDATE and b'version = "2"' in (update / "sw-description").read_bytes()
+    wrong = builder.with_settings(IPE_UPDATE_FORMATS="zip").bitbake("small-image")
+    assert not wrong.ok and "IPE_UPDATE_FORMATS has 'zip'" in wrong.output
 
 
 def test_flash_files_lie_beside_the_disk(first_builder) -> None:

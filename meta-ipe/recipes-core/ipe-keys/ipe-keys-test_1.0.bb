@@ -1,5 +1,5 @@
 SUMMARY = "Test keys for trying meta-ipe out"
-DESCRIPTION = "Makes a root and three signing keys in IPE_TEST_KEYS_DIR, once. They are never in TMPDIR or sstate; their subjects say TEST."
+DESCRIPTION = "Makes a root and signing keys in IPE_TEST_KEYS_DIR, once. They are never in TMPDIR or sstate; their subjects say TEST."
 HOMEPAGE = "https://docs.kernel.org/admin-guide/LSM/ipe.html"
 SECTION = "base"
 LICENSE = "MIT"
@@ -22,7 +22,7 @@ do_create_keys[doc] = "Makes the test keys in IPE_TEST_KEYS_DIR, unless there ar
 # Not nostamp: that would taint the hash of everything that is signed, and so make the kernel again in every build.
 do_create_keys () {
     if [ ! -e "${IPE_TEST_KEYS_DIR}" ]; then
-        ipe_build keys create "${IPE_TEST_KEYS_DIR}" --organisation "meta-ipe"
+        ipe_build keys create "${IPE_TEST_KEYS_DIR}" --organisation "meta-ipe" --secure-boot --attestation
     fi
 }
 addtask create_keys after do_prepare_recipe_sysroot before do_build

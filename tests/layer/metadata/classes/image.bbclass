@@ -1,6 +1,6 @@
 # The contract of OE-core's image.bbclass that ipe-image builds on: a task do_image_TYPE for each type, made of IMAGE_CMD and of the
 # CONVERSION_CMDs behind it, expanded with `type`, run in IMGDEPLOYDIR; an image that is only the way to another type is removed;
-# classes of IMAGE_CLASSES come in last.
+# classes of IMAGE_CLASSES come in last. What IMAGE_INSTALL names is in the root; IMAGE_OUTPUT_MANIFEST lists what the tasks made.
 CONVERSIONTYPES = "zst"
 CONVERSION_CMD:zst = "zstd -q -f ${IMAGE_NAME}.${type}"
 IMAGE_TYPES = "erofs ext4"
@@ -13,15 +13,22 @@ IMAGE_NAME = "${IMAGE_LINK_NAME}${IMAGE_VERSION_SUFFIX}"
 IMAGE_ROOTFS = "${WORKDIR}/rootfs"
 IMGDEPLOYDIR = "${WORKDIR}/deploy-${PN}-image-complete"
 IMGMANIFESTDIR = "${WORKDIR}/image-task-manifest"
+IMAGE_OUTPUT_MANIFEST_DIR = "${WORKDIR}/deploy-image-output-manifest"
+IMAGE_OUTPUT_MANIFEST = "${IMAGE_OUTPUT_MANIFEST_DIR}/manifest.json"
+IMAGE_INSTALL ?= ""
 inherit_defer ${IMAGE_CLASSES}
 
 SMALL_ROOTFS ??= "/nowhere"
 do_rootfs[file-checksums] = "${SMALL_ROOTFS}:True"
 do_rootfs[vardepsexclude] = "SMALL_ROOTFS"
 do_rootfs[dirs] = "${TOPDIR} ${IMGDEPLOYDIR} ${IMGMANIFESTDIR}"
+do_rootfs[depends] = "${@' '.join(one + ':do_package' for one in d.getVar('IMAGE_INSTALL').split())}"
 do_rootfs () {
 	rm -rf "${IMAGE_ROOTFS}"
 	cp -a "${SMALL_ROOTFS}" "${IMAGE_ROOTFS}"
+	for package in ${IMAGE_INSTALL}; do
+		cp -a "${TMPDIR}/packages/$package/." "${IMAGE_ROOTFS}"
+	done
 }
 addtask rootfs after do_install
 do_image () {
@@ -29,10 +36,13 @@ do_image () {
 }
 do_image[noexec] = "1"
 addtask image after do_rootfs
-do_image_complete[dirs] = "${TOPDIR}"
-do_image_complete () {
-	:
+do_image_complete[dirs] = "${TOPDIR} ${IMAGE_OUTPUT_MANIFEST_DIR}"
+python do_image_complete () {
+    import glob, json
+    made = [row for path in sorted(glob.glob(d.getVar("IMGMANIFESTDIR") + "/*.json")) for row in json.load(open(path))]
+    json.dump(made, open(d.getVar("IMAGE_OUTPUT_MANIFEST"), "w"))
 }
+do_image_complete[sstate-plaindirs] = "${IMAGE_OUTPUT_MANIFEST_DIR}"
 addtask image_complete after do_image before do_build
 SSTATETASKS += "do_image_complete"
 SSTATE_SKIP_CREATION:task-image-complete = "1"

@@ -1,5 +1,7 @@
 # The contract of OE-core's sstate.bbclass: what a task of SSTATETASKS put into its [sstate-inputdirs] is copied to [sstate-outputdirs] and
-# packed under the task's unihash; NAME_setscene unpacks it instead; the output's hash is reported for equivalence.
+# packed under the task's unihash; NAME_setscene unpacks it instead; the output's hash is reported for equivalence. [sstate-plaindirs] are
+# packed and unpacked where they are. SSTATE_MANFILEPREFIX.TASK lists what a task put there.
+SSTATE_MANFILEPREFIX = "${TMPDIR}/sstate-control/${MACHINE}-${PN}"
 SSTATE_DIR ?= "${TOPDIR}/sstate-cache"
 SSTATE_MIRROR ?= ""
 BB_HASHCHECK_FUNCTION = "small_sstate_found"
@@ -24,9 +26,12 @@ def small_setscene_not_needed(task, dependees, not_needed, d, log=None):
     # As OE-core falls through: whoever depends on it may need it.
     return all(dependee == task or dependee in not_needed for dependee in dependees)
 
+def small_sstate_packed(d, task):
+    return [folder for flag in ("sstate-inputdirs", "sstate-plaindirs") for folder in (d.getVarFlag(task, flag) or "").split()]
+
 def small_sstate_clean(d, task):
     # What this task put there last time, for the same machine.
-    listed = d.expand("${TMPDIR}/sstate-control/${MACHINE}-${PN}.%s" % task)
+    listed = d.expand("${SSTATE_MANFILEPREFIX}.%s" % task.replace("do_", "", 1))
     for path in open(listed).read().split() if os.path.exists(listed) else ():
         bb.utils.remove(path)
 
@@ -50,7 +55,7 @@ def small_sstate_copy(d, task):
                 shutil.copy2(os.path.join(folder, name), path, follow_symlinks=False)
                 paths.append(path)
     bb.utils.mkdirhier(d.getVar("TMPDIR") + "/sstate-control")
-    open(d.expand("${TMPDIR}/sstate-control/${MACHINE}-${PN}.%s" % task), "w").write("\n".join(paths))
+    open(d.expand("${SSTATE_MANFILEPREFIX}.%s" % task.replace("do_", "", 1)), "w").write("\n".join(paths))
 
 python sstate_task_prefunc () {
     small_sstate_clean(d, "do_" + d.getVar("BB_CURRENTTASK"))
@@ -63,7 +68,7 @@ python sstate_task_postfunc () {
     if d.getVar("SSTATE_SKIP_CREATION") == "1":
         return
     bb.utils.mkdirhier(d.getVar("SSTATE_DIR"))
-    folders = (d.getVarFlag(task, "sstate-inputdirs") or "").split()
+    folders = small_sstate_packed(d, task)
     content = d.getVar("T") + "/sstate.tar"
     with tarfile.open(content, "w", dereference=False) as archive:
         for number, folder in enumerate(folders):
@@ -82,7 +87,7 @@ def sstate_setscene(d):
             break
     else:
         bb.fatal("no sstate for %s" % task)
-    for number, folder in enumerate((d.getVarFlag(task, "sstate-inputdirs") or "").split()):
+    for number, folder in enumerate(small_sstate_packed(d, task)):
         bb.utils.remove(folder, True)
         bb.utils.mkdirhier(folder)
         with tarfile.open(path) as archive:
