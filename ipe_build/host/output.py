@@ -5,22 +5,34 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from ipe_build.errors import OutputError
+from ipe_build.errors import OutputError, ToolFailedError
 
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
 _ABSENT = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_NEXT_TO_NOTHING_BYTES = 1 << 16
+
+
+@contextmanager
+def output_files(paths: Sequence[Path], *, force: bool) -> Iterator[tuple[Path, ...]]:
+    """Yields a name beside each path to write to; see `Host.outputs`."""
+    if len(set(paths)) < len(paths):
+        twice = next(path for path in paths if paths.count(path) > 1)
+        raise OutputError("is named for two outputs", where=str(twice), hint="name two files")
+    with ExitStack() as stack:
+        yield tuple(stack.enter_context(output_file(path, force=force)) for path in paths)
 
 
 @contextmanager
 def output_file(path: Path, *, force: bool, flush: bool = True) -> Iterator[Path]:
     """Yields a name beside `path` to write to; see `Host.output`."""
     temporary = _fresh(path) if _is_replaceable(path, force=force) else _beside(path)
+    _check_writable(path)
     try:
         with explained(path):
             yield temporary
@@ -43,7 +55,7 @@ def _is_replaceable(path: Path, *, force: bool) -> bool:
             return False
         raise
     if stat.S_ISDIR(mode):
-        raise OutputError("wanted a file to write, this is a folder", where=str(path))
+        raise OutputError("wanted a file to write, this is a folder", where=str(path), hint="name a file in it")
     if not stat.S_ISREG(mode):
         raise OutputError("is a device or another special file, not replaced", where=str(path), hint="write to a file, then copy it")
     if not force:
@@ -57,6 +69,7 @@ def check_output_directory(path: Path, *, marker: str) -> bool:
     Raises: OutputError when it is something else, or its parent folder is missing.
     """
     _beside(path)
+    _check_writable(path)
     if not path.exists():
         return False
     if not path.is_dir():
@@ -105,19 +118,43 @@ def _fresh(path: Path) -> Path:
     return path.with_name(f".{path.name}.{os.urandom(4).hex()}.tmp")
 
 
+def _check_writable(path: Path) -> None:
+    """Raises OutputError now where the first byte would raise it, perhaps after minutes of work or in a program that says less."""
+    if not os.access(path.parent, os.W_OK | os.X_OK):
+        reason = "Read-only file system" if os.statvfs(path.parent).f_flag & os.ST_RDONLY else "Permission denied"
+        raise OutputError(f"cannot be written: {reason}", where=str(path), hint=f"name a folder that you may write to; not {path.parent}")
+
+
 @contextmanager
 def explained(path: Path) -> Iterator[None]:
-    """Turns the operating system's refusals to write into an OutputError that names `path`."""
+    """Turns the operating system's refusals to write, and a program's that met a full disk, into an OutputError that names `path`."""
     try:
         yield
+    except ToolFailedError as error:
+        if not _is_full(path.parent):
+            raise
+        raise _no_space(path) from error
     except OSError as error:
         if error.errno in _NO_SPACE:
-            raise OutputError(
-                "no space left to write it; what was there before is unchanged", where=str(path), hint=f"free space on {path.parent}"
-            ) from error
+            raise _no_space(path) from error
         if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM) and _is_ours(error, path):
             raise OutputError(f"cannot be written: {error.strerror}", where=str(path)) from error
         raise
+
+
+def _no_space(path: Path) -> OutputError:
+    return OutputError(
+        "no space left to write it; what was there before is unchanged", where=str(path), hint=f"free space on {path.parent}"
+    )
+
+
+def _is_full(folder: Path) -> bool:
+    """Returns whether a folder's filesystem has next to nothing left (what was written so far still lies there)."""
+    try:
+        status = os.statvfs(folder)
+    except OSError:
+        return False
+    return status.f_bavail * status.f_frsize < _NEXT_TO_NOTHING_BYTES
 
 
 def _is_ours(error: OSError, path: Path) -> bool:
