@@ -69,7 +69,8 @@ python sstate_task_postfunc () {
         return
     bb.utils.mkdirhier(d.getVar("SSTATE_DIR"))
     folders = small_sstate_packed(d, task)
-    content = d.getVar("T") + "/sstate.tar"
+    # Tasks of one recipe run at the same time: each packs a file of its own.
+    content = d.getVar("T") + "/sstate-%s.tar" % task
     with tarfile.open(content, "w", dereference=False) as archive:
         for number, folder in enumerate(folders):
             archive.add(folder, arcname=str(number))
