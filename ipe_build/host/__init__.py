@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ipe_build.host.output import check_output_directory, explained, output_directory, output_file
+from ipe_build.host.output import check_output_directory, explained, output_directory, output_file, output_files
 from ipe_build.host.progress import Progress
 
 if TYPE_CHECKING:
@@ -126,6 +126,23 @@ class Host:
         Raises: OutputError when `path` exists and `force` is false, the folder is missing, or the disk is full.
         """
         return output_file(path, force=force, flush=flush)
+
+    def outputs(self, *paths: Path, force: bool = False) -> AbstractContextManager[tuple[Path, ...]]:
+        """Yields a temporary name for each path, all checked before the block runs: either all files appear at its end or none.
+
+        Raises: OutputError as `output` does, and for a path that is named twice.
+        """
+        return output_files(paths, force=force)
+
+    def write_small(self, path: Path, parts: Sequence[bytes], *, mode: int) -> None:
+        """Writes a file whole: beside `path`, with these permissions, then renamed over it. The disk is not waited for.
+
+        For thousands of small files, whose maker runs again after a power cut.
+        Raises: OutputError when something else than a file is there, the folder is missing, or the disk is full.
+        """
+        from ipe_build.host.small_output import write_small
+
+        write_small(path, parts, mode)
 
     @contextmanager
     def output_directory(self, path: Path, *, marker: str) -> Iterator[Path]:

@@ -14,7 +14,7 @@ import multiprocessing
 import os
 import signal
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING
 from ipe_build.errors import InputError, SignaturePendingError, ToolFailedError
 from ipe_build.formats.module_signature import signature_trailer, strip_signatures
 from ipe_build.kernel.module_compression import Compression, find_compression, unpack
-from ipe_build.signing.profiles import PROFILES, sign_payload
+from ipe_build.signing.profiles import PROFILES, payload_signer
 from ipe_build.signing.signer import Signer
 from ipe_build.signing.target import ANY_KERNEL, KernelTarget
 
@@ -58,16 +58,14 @@ def sign_module(
 
     Raises: FormatError, SigningKeyError.
     """
-    return b"".join(_signed_parts(data, signer, digest_name, compression, where, target))
+    return b"".join(_signed_parts(data, payload_signer(_PROFILE, signer, digest_name, target), compression, where))
 
 
-def _signed_parts(
-    data: bytes, signer: Signer, digest_name: str | None, compression: Compression | None, where: str, target: KernelTarget
-) -> tuple[bytes, ...]:
+def _signed_parts(data: bytes, sign: Callable[[bytes], bytes], compression: Compression | None, where: str) -> tuple[bytes, ...]:
     """Returns the same in parts, to be written one after the other: a plain module is not copied for its signature."""
     unpacked, found = unpack(data, where)
     payload = strip_signatures(unpacked, where)
-    parts = payload, signature_trailer(sign_payload(_PROFILE, payload, signer, digest_name, target))
+    parts = payload, signature_trailer(sign(payload))
     wanted = compression or found
     return (wanted.compress(b"".join(parts)),) if wanted.suffix else parts
 
@@ -76,13 +74,11 @@ def _signed_parts(
 class _Work:
     """What every worker inherits by the fork."""
 
-    signer: Signer
     host: Host
-    digest_name: str | None
+    payload_signer: Callable[[bytes], bytes]
     compression: Compression | None
     out: Path | None
     root: Path | None
-    kernel: KernelTarget
 
     def target(self, source: Path) -> Path:
         """Returns where the signed module goes: beside the root's name in `out`, or in place; the suffix follows the compression."""
@@ -102,33 +98,25 @@ class _Work:
 
     def sign(self, source: Path) -> None:
         """Signs one module. The file that was there is replaced whole, or left as it is; its permissions are kept."""
-        data, mode = _read(source)
-        parts = _signed_parts(data, self.signer, self.digest_name, self.compression, str(source), self.kernel)
+        data, mode = _read(str(source))
+        parts = _signed_parts(data, self.payload_signer, self.compression, str(source))
         target = self.target(source)
         if self.out is not None:
             target.parent.mkdir(parents=True, exist_ok=True)
-        with self.host.output(target, force=True, flush=False) as temporary:
-            _write(temporary, parts, mode)
+        self.host.write_small(target, parts, mode=mode)
         if self.out is None and target != source:
             source.unlink()
 
 
-def _read(path: Path) -> tuple[bytes, int]:
+def _read(path: str) -> tuple[bytes, int]:
     """Returns a file's bytes and its permissions. Raises: OSError."""
-    with open(path, "rb", buffering=0) as file:
-        return file.readall(), os.fstat(file.fileno()).st_mode & 0o777
-
-
-def _write(path: Path, parts: tuple[bytes, ...], mode: int) -> None:
-    """Writes a new file of these parts with exactly these permissions. Raises: OSError."""
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        os.fchmod(descriptor, mode)
-        written = os.writev(descriptor, parts)
-        if written < sum(map(len, parts)):  # the disk is full, or the file is larger than one call writes
-            left = memoryview(b"".join(parts))[written:]
-            while left:
-                left = left[os.write(descriptor, left) :]
+        status = os.fstat(descriptor)
+        data = os.read(descriptor, status.st_size + 1)
+        while len(data) < status.st_size and (more := os.read(descriptor, status.st_size - len(data))):
+            data += more
+        return data, status.st_mode & 0o777
     finally:
         os.close(descriptor)
 
@@ -156,7 +144,8 @@ def sign_modules(
     When one fails, nothing is half written: each file is either as it was or signed, and a second run does the rest.
     Raises: FormatError, InputError, SigningKeyError, OutputError, ToolFailedError; SignaturePendingError when all were asked for.
     """
-    work = _Work(signer, host, digest_name, find_compression(compression) if compression else None, out, root, target)
+    sign = payload_signer(_PROFILE, signer, digest_name, target)
+    work = _Work(host, sign, find_compression(compression) if compression else None, out, root)
     targets = _targets(files, work)
     sizes, started = [path.stat().st_size for path in files], time.monotonic()
     total, done = sum(sizes), 0
@@ -191,12 +180,17 @@ def _in_process(files: Sequence[Path], work: _Work) -> Iterator[tuple[int, list[
 
 
 def _in_workers(files: Sequence[Path], work: _Work, workers: int) -> Iterator[tuple[int, list[bool]]]:
-    """Yields the same from forked workers, a chunk at a time, as they come. Raises: ToolFailedError when a worker is killed."""
+    """Yields the same from forked workers, a chunk at a time, as they come. Raises: ToolFailedError when a worker is killed.
+
+    The first module is signed here: workers inherit what is made once (the message around a signature, parsers), and a key that
+    does not sign at all says so before there are workers.
+    """
+    yield 0, [work.try_sign(files[0])]
     _inherited.append((work, files))
     gc.freeze()  # what workers inherit is shared with them as long as nobody writes to it
     pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("fork"), initializer=_begin, initargs=(os.getpid(),))
     try:
-        chunks = {pool.submit(_sign_chunk, start): start for start in range(0, len(files), _CHUNK)}
+        chunks = {pool.submit(_sign_chunk, start): start for start in range(1, len(files), _CHUNK)}
         for chunk in as_completed(chunks):
             yield chunks[chunk], chunk.result()
     except BrokenProcessPool as error:

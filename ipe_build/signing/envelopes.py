@@ -6,11 +6,11 @@ CMS is the one that most of the kernel's checks take; another kind (IMA's header
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Protocol
 
-from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from ipe_build.errors import SignatureError, VerificationError
@@ -81,12 +81,25 @@ class CmsEnvelope:
 
     def seal(self, payload: bytes, signer: Signer, digest_name: str) -> bytes:
         """Returns the DER message. Raises: SigningKeyError when the digest does not go with the key."""
+        return self.sealer(signer, digest_name)(payload)
+
+    def sealer(self, signer: Signer, digest_name: str) -> Callable[[bytes], bytes]:
+        """Returns `seal` for many payloads: what does not depend on the payload is made once. Raises: SigningKeyError, as `seal`."""
         identifier = algorithm_for(signer.certificate).identifier(digest_name)
-        certificate = _der(signer.certificate)
-        raw = signer.sign(payload, digest_name)
-        content = payload if self.attached else None
-        head = _head(self.layout, content, certificate if self.certificates else b"", certificate, digest_name, identifier, len(raw))
-        return head + raw
+        certificate = signer.certificate.public_bytes(Encoding.DER)
+        carried = certificate if self.certificates else b""
+        heads: dict[int, bytes] = {}
+
+        def seal(payload: bytes) -> bytes:
+            raw = signer.sign(payload, digest_name)
+            if self.attached:
+                return _head(self.layout, payload, carried, certificate, digest_name, identifier, len(raw)) + raw
+            head = heads.get(len(raw))
+            if head is None:
+                head = heads[len(raw)] = _head(self.layout, None, carried, certificate, digest_name, identifier, len(raw))
+            return head + raw
+
+        return seal
 
     def message(self, payload: bytes, _digest_name: str) -> bytes:
         """Returns the payload: without attributes it is what the key signs."""
@@ -131,16 +144,13 @@ class CmsEnvelope:
 
 
 @lru_cache(maxsize=64)
-def _der(certificate: x509.Certificate) -> bytes:
-    """Returns a certificate's DER."""
-    return certificate.public_bytes(Encoding.DER)
-
-
-@lru_cache(maxsize=64)
 def _head(
     layout: Layout, content: bytes | None, carried: bytes, certificate: bytes, digest_name: str, identifier: AlgorithmIdentifier, size: int
 ) -> bytes:
-    """Returns the DER message up to the raw signature, which is its last field: the same for all modules that one key signs."""
+    """Returns the DER message up to the raw signature, which is its last field: the same for all modules that one key signs.
+
+    Kept, so that the first in a process makes it for those that are forked from it.
+    """
     info = SignerInfo(signer_identity(certificate), digest_name, identifier, bytes(size))
     message = SignedData(content, (carried,) if carried else (), (info,))
     return encode_signed_data(message, layout)[:-size]

@@ -54,11 +54,24 @@ def sign_payload(
 
     Raises: InputError for bytes that cannot be such a payload, SigningKeyError, also when `target` cannot check such a signature.
     """
-    profile.check(payload)
+    return payload_signer(profile, signer, digest_name, target)(payload)
+
+
+def payload_signer(
+    profile: Profile, signer: Signer, digest_name: str | None = None, target: KernelTarget = ANY_KERNEL
+) -> Callable[[bytes], bytes]:
+    """Returns `sign_payload` for many payloads; that key, digest and target go together is checked once, now. Raises: SigningKeyError."""
     algorithm = algorithm_for(signer.certificate)
     digest = digest_name or algorithm.digests[0]
     require(algorithm, digest, target)
-    return profile.envelope.seal(payload, signer, digest)
+    envelope = profile.envelope
+    seal = envelope.sealer(signer, digest) if isinstance(envelope, CmsEnvelope) else lambda payload: envelope.seal(payload, signer, digest)
+
+    def sign(payload: bytes) -> bytes:
+        profile.check(payload)
+        return seal(payload)
+
+    return sign
 
 
 def _check_policy(payload: bytes) -> None:

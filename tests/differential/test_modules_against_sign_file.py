@@ -6,6 +6,9 @@ import json
 import os
 import signal
 import stat
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -20,6 +23,7 @@ from ipe_build.kernel.module_signing import sign_modules
 from ipe_build.kernel.modules import ModuleVerdict, find_modules, read_module, verify_module
 from ipe_build.signing.certificates import KeySet
 from ipe_build.signing.loading import load_certificate, load_certificates
+from ipe_build.signing.signer import Signer
 
 UNPACK = {"none": ["cat"], "gz": ["gzip", "-dc"], "xz": ["xz", "-dc"], "zst": ["zstd", "-dqc"]}
 PACK = {"none": ["cat"], "gz": ["gzip", "-nc"], "xz": ["xz", "--check=crc32", "--lzma2=dict=1MiB", "-c"], "zst": ["zstd", "-qc"]}
@@ -186,25 +190,67 @@ def test_damaged_module_stops_signing_and_leaves_every_file_whole(
 
 
 class _DyingSigner:
-    """A signer whose process is killed, as the kernel does when memory runs out."""
+    """A signer whose workers are killed, as the kernel does when memory runs out."""
 
     survives_fork = True
 
-    def __init__(self, certificate: x509.Certificate) -> None:
-        self.certificate = certificate
+    def __init__(self, signer: Signer) -> None:
+        self.certificate, self.signer, self.parent = signer.certificate, signer, os.getpid()
 
     def sign(self, message: bytes, digest_name: str) -> bytes:
-        os.kill(os.getpid(), signal.SIGKILL)
-        return b""
+        if os.getpid() != self.parent:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return self.signer.sign(message, digest_name)
 
 
 def test_killed_worker_is_an_error_and_not_a_hang(unsigned_module: bytes, test_keys: KeySet, host: Host, tmp_path: Path) -> None:
     tree = _tree(tmp_path, unsigned_module, 40)
     before = _digests(tree)
-    signer = _DyingSigner(load_certificate(test_keys.pair("module").certificate))
+    signer = _DyingSigner(test_keys.pair("module").signer(host))
     with pytest.raises(ToolFailedError, match="worker was killed"):
         sign_modules(find_modules([tree]), signer, host, jobs=2)
-    assert _digests(tree) == before
+    changed = [name for name, data in _digests(tree).items() if data != before[name]]
+    assert changed == ["kernel/0/m0.ko"]  # the first is signed before there are workers
+
+
+def test_killed_run_leaves_each_module_old_or_new_no_other_file_and_no_process(
+    unsigned_module: bytes, test_keys: KeySet, host: Host, tmp_path: Path, trusted
+) -> None:
+    tree = _tree(tmp_path, unsigned_module, 400)
+    before = _digests(tree)
+    names = sorted(path.name for path in tree.rglob("*"))
+    pair = test_keys.pair("module")
+    argv = [sys.executable, "-m", "ipe_build", "modules", "sign", tree, "--key", pair.uri, "--cert", pair.certificate, "--jobs", "3"]
+    changed: list[str] = []
+    with subprocess.Popen(argv, start_new_session=True) as run:
+        while len(changed) < 20 and run.poll() is None:
+            changed = [name for name, data in _digests(tree).items() if data != before[name]]
+        run.kill()
+    for _ in range(400):
+        if not _processes_of_session(run.pid):
+            break
+        time.sleep(0.05)
+    assert _processes_of_session(run.pid) == []
+    assert run.returncode == -signal.SIGKILL
+    after = _digests(tree)
+    for name, data in after.items():
+        assert data == before[name] or verify_module(tree / name, trusted).accepted, name
+    assert 20 <= sum(data != before[name] for name, data in after.items()) < 400
+    assert sorted(path.name for path in tree.rglob("*")) == names
+    sign_modules(find_modules([tree]), pair.signer(host), host)
+    assert all(verify_module(path, trusted).accepted for path in find_modules([tree])[::20])
+
+
+def _processes_of_session(session: int) -> list[int]:
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = path.read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        if int(fields[3]) == session and fields[0] != "Z":
+            found.append(int(path.parent.name))
+    return found
 
 
 def test_two_modules_are_never_written_to_one_file(unsigned_module: bytes, test_keys: KeySet, host: Host, tmp_path: Path) -> None:
