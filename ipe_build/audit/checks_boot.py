@@ -43,8 +43,15 @@ def boot_loader(facts: ImageFacts, host: Host) -> Iterator[Outcome]:
     if facts.esp is None:
         yield _no_esp(facts, "boot loader")
         return
-    found = [name for name in facts.esp.files if name.upper().startswith("/EFI/BOOT/BOOT") and name.upper().endswith(".EFI")]
-    yield good("boot loader", ", ".join(found)) if found else bad("boot loader", "there is none: something else must start the kernel")
+    if not facts.esp.loaders:
+        yield bad("boot loader", "there is none: something else must start the kernel")
+    for name, one in facts.esp.loaders.items():
+        if one.problem:
+            yield bad(name, f"firmware does not start it: {one.problem}")
+        elif facts.esp.loader_is_uki or one.says.startswith("systemd-boot"):
+            yield good(name, f"for {one.architecture}, {one.says or 'a unified kernel image'}")
+        else:
+            yield unknown(name, f"for {one.architecture}; it is not systemd-boot: whether it heeds the boot entries is not known")
 
 
 def boot_loader_editor(facts: ImageFacts, host: Host) -> Iterator[Outcome]:

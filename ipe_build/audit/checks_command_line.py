@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
+from ipe_build.audit.command_line import everybodys_words, text_of, uncut, words_of
 from ipe_build.audit.facts import ImageFacts
 from ipe_build.audit.outcome import Outcome, bad, good, unknown
 from ipe_build.audit.root_hash import disk_root_hash
+from ipe_build.formats.command_line import Word, kernel_bool
 
 if TYPE_CHECKING:
     from ipe_build.host import Host
@@ -18,37 +20,30 @@ OFF = frozenset({"0", "n", "N", "off", "no", "false"})
 _SHELLS = frozenset({"/bin/sh", "/bin/bash", "/bin/ash", "/bin/dash", "/bin/busybox", "/usr/bin/sh", "/usr/bin/bash"})
 
 
-def kernel_bool(value: str) -> bool | None:
-    """Returns what the kernel makes of a truth value on its command line, None for one that it refuses. Source: lib/kstrtox.c."""
-    first = value[:2].lower()
-    if first[:1] in ("y", "t", "1") or first == "on":
-        return True
-    return False if first[:1] in ("n", "f", "0") or first == "of" else None
-
-
-def _words(facts: ImageFacts) -> list[str] | None:
-    """Returns the words of the whole command line, the kernel's built-in ones first; None when there is no boot entry."""
+def _words(facts: ImageFacts, everybodys: bool) -> tuple[Word, ...] | None:
+    """Returns the kernel's words of the whole command line, or everybody's; None when there is no boot entry."""
     if facts.boot_entry is None:
         return None
-    built_in = facts.kernel.command_line if facts.kernel is not None and facts.kernel.command_line else ""
-    return f"{built_in} {facts.boot_entry.command_line}".split()
+    return everybodys_words(facts) if everybodys else words_of(facts)
 
 
-def _word_check(complaint: Callable[[str, str], str | None], fine: str, summary: str) -> Look:
-    """Returns a check that asks `complaint(name, value)` of each word of the command line; names have `_` for `-`, as in the kernel."""
+def _word_check(complaint: Callable[[str, str], str | None], fine: str, summary: str, *, everybodys: bool = False) -> Look:
+    """Returns a check that asks `complaint(name, value)` of each word of the command line; names have `_` for `-`, as in the kernel.
+
+    `everybodys` words are also those behind `--`: programs read them in /proc/cmdline, the kernel does not.
+    """
 
     def look(facts: ImageFacts, host: Host) -> Iterator[Outcome]:
-        words = _words(facts)
+        words = _words(facts, everybodys)
         if words is None:
             yield unknown("command line", "there is no boot entry")
             return
         found = False
         for word in words:
-            name, _, value = word.partition("=")
-            said = complaint(name.replace("-", "_"), value.strip('"'))
+            said = complaint(word.name, word.value or "")
             if said is not None:
                 found = True
-                yield bad(word, said)
+                yield bad(word.text, said)
         if not found:
             yield good("command line", fine)
 
@@ -97,6 +92,7 @@ command_line_verity = _word_check(
     ),
     "dm-verity is not weakened",
     "Looks for words that let unsigned or damaged verity volumes through.",
+    everybodys=True,
 )
 command_line_debug = _word_check(
     lambda name, value: (
@@ -107,18 +103,19 @@ command_line_debug = _word_check(
     ),
     "no word opens a debug shell",
     "Looks for words that open a shell at boot.",
+    everybodys=True,
 )
 command_line_mitigations = _word_check(
     lambda name, value: (
         "makes kernel exploits easier, and nothing holds after one"
         if (name == "mitigations" and value == "off")
         or name in ("nokaslr", "nosmep", "nosmap", "nopti", "nospectre_v2", "no_stack_protector")
-        or (name == "pti" and value == "off")
+        or (name in ("pti", "rodata", "hardened_usercopy", "spectre_v2", "retbleed") and kernel_bool(value) is False)
         or (name == "slab_nomerge" and value in OFF)
         else None
     ),
     "no word weakens the kernel's own hardening",
-    "Looks for words that switch off KASLR, SMEP, SMAP, page table isolation or mitigations.",
+    "Looks for words that switch off KASLR, SMEP, SMAP, read-only code, page table isolation or mitigations.",
 )
 command_line_memory = _word_check(
     lambda name, value: (
@@ -131,13 +128,34 @@ command_line_memory = _word_check(
 )
 
 
+command_line_initcalls = _word_check(
+    lambda name, value: (
+        "leaves out parts of the kernel: revoked certificates and keys, say, are then not loaded" if name == "initcall_blacklist" else None
+    ),
+    "no word leaves parts of the kernel out",
+    "Looks for initcall_blacklist= on the command line: what it names of the kernel does not begin its work.",
+)
+
+
+def command_line_length(facts: ImageFacts, host: Host) -> Iterator[Outcome]:
+    """Looks whether the kernel takes the whole command line: what is too long (2048 bytes on x86-64 and arm64) is cut off."""
+    if facts.boot_entry is None:
+        yield unknown("command line", "there is no boot entry")
+        return
+    whole, taken = uncut(facts), text_of(facts)
+    if taken != whole:
+        yield bad("command line", f"has {len(whole.encode())} bytes, the kernel drops all from here: {whole[len(taken) :].strip()[:60]}")
+    else:
+        yield good("command line", f"{len(whole.encode())} bytes, which the kernel takes whole")
+
+
 def command_line_root_hash(facts: ImageFacts, host: Host) -> Iterator[Outcome]:
     """Looks whether a roothash= on the command line is this disk's."""
-    words, stored = _words(facts), disk_root_hash(facts)
+    words, stored = _words(facts, everybodys=True), disk_root_hash(facts)
     if words is None or stored is None:
         yield unknown("roothash=", "the command line or the signature partition could not be read")
         return
-    named = [word.partition("=")[2] for word in words if word.startswith("roothash=")]
+    named = [word.value or "" for word in words if word.name == "roothash"]
     wrong = [value for value in named if value.lower() != stored.hex()]
     if wrong:
         yield bad("roothash=", f"names {wrong[0]}, the disk has {stored.hex()}")

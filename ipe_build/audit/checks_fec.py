@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
+from ipe_build.audit.command_line import everybodys_words
 from ipe_build.audit.facts import ImageFacts, Region
 from ipe_build.audit.outcome import Outcome, bad, good, unknown
 from ipe_build.audit.root_hash import root_hash_of
@@ -37,8 +38,7 @@ class _Area(NamedTuple):
 
 def error_correction(facts: ImageFacts, host: Host) -> Iterator[Outcome]:
     """Looks whether there is error correction (FEC) for the root, whether its parity fits, and whether anybody opens the root with it."""
-    words = facts.boot_entry.command_line if facts.boot_entry is not None else ""
-    named = next((word for word in words.split() if any(one in word for one in _WORDS)), "")
+    named = next((word.text for word in everybodys_words(facts) if any(one in word.text for one in _WORDS)), "")
     config = facts.kernel.config if facts.kernel is not None else None
     if named and config is not None and not config.enabled("DM_VERITY_FEC"):
         yield bad("command line", f"{named} wants error correction, and CONFIG_DM_VERITY_FEC is off: the kernel refuses such a volume")

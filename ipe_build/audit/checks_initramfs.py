@@ -6,6 +6,7 @@ import stat
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from ipe_build.audit.command_line import ipe_init_word
 from ipe_build.audit.facts import ImageFacts
 from ipe_build.audit.outcome import Outcome, bad, good, unknown
 from ipe_build.audit.root_hash import disk_root_hash
@@ -35,6 +36,18 @@ def initramfs_init(facts: ImageFacts, host: Host) -> Iterator[Outcome]:
         yield bad("initramfs", "has no executable /init")
     else:
         yield good("initramfs", f"/init of {len(init.data)} bytes")
+
+
+def initramfs_config(facts: ImageFacts, host: Host) -> Iterator[Outcome]:
+    """Looks whether ipe-init takes its configuration, and whether the initramfs's first program is ipe-init: others are not foreseen."""
+    if facts.initramfs is None:
+        yield unknown("/etc/ipe-init.conf", "there is no initramfs that could be read")
+    elif (settings := facts.ipe_init()) is None:
+        yield unknown("/etc/ipe-init.conf", f"/{facts.first_program} is not ipe-init: nobody is known to read it")
+    elif settings.problem:
+        yield bad("/etc/ipe-init.conf", f"{settings.problem}: the boot ends")
+    else:
+        yield good("/etc/ipe-init.conf", f"ipe-init takes its {sum(map(len, settings.settings.values()))} settings")
 
 
 def initramfs_replaced(facts: ImageFacts, host: Host) -> Iterator[Outcome]:
@@ -109,8 +122,7 @@ def _named_root_hash(facts: ImageFacts) -> str | None:
     value = _setting(facts, "root_hash")
     if value != "cmdline" or facts.boot_entry is None:
         return value
-    words = [word.partition("=")[2] for word in facts.boot_entry.command_line.split() if word.startswith("roothash=")]
-    return words[-1] if words else ""
+    return (ipe_init_word(facts, "roothash") or ("",))[-1].lower()
 
 
 def initramfs_filesystem(facts: ImageFacts, host: Host) -> Iterator[Outcome]:

@@ -37,8 +37,9 @@ def policy_loader(facts: ImageFacts, host: Host) -> Iterator[Outcome]:
         yield unknown("policy loader", "the root filesystem or the initramfs could not be read")
     elif sealed_by(facts):
         yield good("policy loader", "not needed: sealed, the boot policy stays in force")
-    elif facts.initramfs_config() is not None:
-        yield good("policy loader", "ipe-init of the initramfs")
+    elif (settings := facts.ipe_init()) is not None:
+        outcome, why = (bad, f", which refuses its configuration: {settings.problem}") if settings.problem else (good, "")
+        yield outcome("policy loader", f"ipe-init of the initramfs{why}")
     else:
         version = systemd_version(facts.files.tree)
         in_place = [one.path for folder in POLICY_FOLDERS for one in facts.files.tree.below(folder, ".p7b")]

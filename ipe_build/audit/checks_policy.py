@@ -71,7 +71,7 @@ def boot_policy_parses(facts: ImageFacts, host: Host) -> Iterator[Outcome]:
 
 def boot_policy_denies(facts: ImageFacts, host: Host) -> Iterator[Outcome]:
     """Looks whether the boot policy denies a program and a module that nothing vouches for."""
-    yield from _denies(boot_policy_in(facts), "boot policy")
+    yield from _denies(facts, boot_policy_in(facts), "boot policy")
 
 
 def boot_policy_initramfs(facts: ImageFacts, host: Host) -> Iterator[Outcome]:
@@ -80,18 +80,37 @@ def boot_policy_initramfs(facts: ImageFacts, host: Host) -> Iterator[Outcome]:
     if policy is None:
         yield unknown("boot policy", "there is none to look at")
         return
-    decision = evaluate(policy, Operation.EXECUTE, _INITRAMFS)
+    decision = evaluate(policy, Operation.EXECUTE, _INITRAMFS, enabled_in(facts))
     outcome = good if decision.action is Action.ALLOW else bad
     yield outcome("initramfs /init", f"{decision.action} by {decision.audit_rule}")
 
 
 def signed_policies(facts: ImageFacts) -> tuple[SignedPolicy, ...]:
-    """Returns the signed policies in the initramfs, then those in the folders of the root that systemd and ipe-init look into."""
+    """Returns the signed policies in the initramfs, in the folders of the root that systemd looks into, and where ipe-init is told."""
     found = [opened(f"initramfs: {one.path}", one.data) for one in facts.initramfs or () if one.path.endswith(".p7b")]
     if facts.files is not None:
         for folder in POLICY_FOLDERS:
             found += [opened(one.path, one.read(MAX_POLICY_BYTES)) for one in facts.files.tree.below(folder, ".p7b")]
-    return tuple(found)
+    known = {one.path for one in found}
+    told = (place for place in (facts.initramfs_config() or {}).get("policy", ()) if not place.endswith(".pol"))
+    found += [one for place in told if policy_path(place) not in known and (one := named_policy(facts, place)) is not None]
+    return tuple(dict.fromkeys(found))
+
+
+def policy_path(place: str) -> str:
+    """Returns how a SignedPolicy says where ipe-init is told to look for a policy."""
+    inside = place.startswith("initramfs:")
+    return f"initramfs: {place.removeprefix('initramfs:').lstrip('/')}" if inside else place.lstrip("/")
+
+
+def named_policy(facts: ImageFacts, place: str) -> SignedPolicy | None:
+    """Returns the policy that ipe-init is told of, wherever it lies; None where there is no such file."""
+    path = place.removeprefix("initramfs:").lstrip("/")
+    if place.startswith("initramfs:"):
+        found = facts.find_in_initramfs(path)
+    else:
+        found = facts.files.tree.find(path) if facts.files is not None else None
+    return opened(policy_path(place), found.read(MAX_POLICY_BYTES)) if found is not None and found.is_file else None
 
 
 def opened(path: str, raw: bytes) -> SignedPolicy:
@@ -174,7 +193,7 @@ def device_policy_denies(facts: ImageFacts, host: Host) -> Iterator[Outcome]:
         if isinstance(one, Outcome):
             yield one
         else:
-            yield from _denies(one[1], one[0])
+            yield from _denies(facts, one[1], one[0])
 
 
 def device_policy_root(facts: ImageFacts, host: Host) -> Iterator[Outcome]:
@@ -205,13 +224,13 @@ def final_policy(facts: ImageFacts, host: Host) -> Iterator[Outcome]:
         yield outcome(f"{one[0]}: a program of the initramfs", why)
 
 
-def _denies(policy: Policy | None, subject: str) -> Iterator[Outcome]:
+def _denies(facts: ImageFacts, policy: Policy | None, subject: str) -> Iterator[Outcome]:
     """Yields, for EXECUTE and KMODULE, whether a file that nothing vouches for is denied."""
     if policy is None:
         yield unknown(subject, "there is none to look at")
         return
     for op in (Operation.EXECUTE, Operation.KMODULE):
-        decision = evaluate(policy, op, _STRANGER)
+        decision = evaluate(policy, op, _STRANGER, enabled_in(facts))
         outcome = good if decision.action is Action.DENY else bad
         yield outcome(f"{subject}: {op} of a stranger's file", f"{decision.action} by {decision.audit_rule}")
 
@@ -292,7 +311,7 @@ def kernel_reads(facts: ImageFacts, host: Host) -> Iterator[Outcome]:
             yield one
             continue
         for op in (Operation.FIRMWARE, Operation.KEXEC_IMAGE, Operation.KEXEC_INITRAMFS, Operation.POLICY, Operation.X509_CERT):
-            decision = evaluate(one[1], op, _STRANGER)
+            decision = evaluate(one[1], op, _STRANGER, enabled_in(facts))
             outcome = good if decision.action is Action.DENY else bad
             yield outcome(f"{one[0]}: {op} of a stranger's file", f"{decision.action} by {decision.audit_rule}")
 
@@ -303,7 +322,7 @@ def anonymous_memory(facts: ImageFacts, host: Host) -> Iterator[Outcome]:
         if isinstance(one, Outcome):
             yield one
             continue
-        decision = evaluate(one[1], Operation.EXECUTE, NO_FILE)
+        decision = evaluate(one[1], Operation.EXECUTE, NO_FILE, enabled_in(facts))
         outcome = good if decision.action is Action.DENY else bad
         yield outcome(f"{one[0]}: anonymous executable memory", f"{decision.action} by {decision.audit_rule}")
 
@@ -317,6 +336,6 @@ def ima_certificate(facts: ImageFacts, host: Host) -> Iterator[Outcome]:
     elif not (config.enabled("IMA_LOAD_X509") or config.enabled("EVM_LOAD_X509")):
         yield good("IMA certificate", "the kernel loads none")
     else:
-        decision = evaluate(boot, Operation.X509_CERT, _INITRAMFS)
+        decision = evaluate(boot, Operation.X509_CERT, _INITRAMFS, enabled_in(facts))
         outcome = good if decision.action is Action.ALLOW else bad
         yield outcome("IMA certificate", f"X509_CERT of the initramfs: {decision.action} by {decision.audit_rule}")

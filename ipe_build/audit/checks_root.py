@@ -119,7 +119,7 @@ def modules_from_buffer(facts: ImageFacts, host: Host) -> Iterator[Outcome]:
         return
     insmod = [name for name in ("sbin/insmod", "bin/insmod", "usr/sbin/insmod") if _is_busybox(files, name)]
     kmod = any(files.tree.find(name) is not None for name in ("bin/kmod", "usr/bin/kmod"))
-    denied = [one for one in device_policies(facts) if evaluate(one, Operation.KMODULE, NO_FILE).action is Action.DENY]
+    denied = [one for one in device_policies(facts) if evaluate(one, Operation.KMODULE, NO_FILE, enabled_in(facts)).action is Action.DENY]
     if files.modules and insmod and not kmod and denied:
         yield bad(insmod[0], "is BusyBox's: where it does not use finit_module the policy denies the module")
     else:

@@ -8,15 +8,17 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
-from typing import cast
+from typing import NamedTuple, cast
 
 from cryptography import x509
 
+from ipe_build.audit.command_line import word_of
 from ipe_build.audit.file_tree import FileTree, TreeFile
 from ipe_build.formats.cpio import CpioEntry
 from ipe_build.formats.dotconfig import DotConfig
 from ipe_build.formats.gpt import Partition, PartitionTable
 from ipe_build.formats.initramfs import Initramfs
+from ipe_build.formats.ipe_init import IpeInitConfig, is_ipe_init, parse_ipe_init
 from ipe_build.formats.verity import Superblock
 from ipe_build.policy.ledger import Ledger
 from ipe_build.policy.survey import Survey
@@ -99,6 +101,14 @@ class BootEntry:
     uki: UkiFacts | None = None
 
 
+class EfiLoader(NamedTuple):
+    """An EFI program where firmware looks: its architecture ("" unknown), what it says it is, and why it is none ("" it is one)."""
+
+    architecture: str
+    says: str
+    problem: str
+
+
 @dataclass(frozen=True, slots=True)
 class EspFacts:
     """What else is in the EFI system partition: all files (`/EFI/BOOT/BOOTX64.EFI`), and loader/loader.conf's text ("" without it).
@@ -111,6 +121,8 @@ class EspFacts:
     loader_is_uki: bool = False
     times: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     """When each file was written, as FAT says it: year, month, day, hour, minute, second."""
+    loaders: Mapping[str, EfiLoader] = field(default_factory=dict)
+    """The programs `/EFI/BOOT/BOOT*.EFI`, by their files."""
 
     @property
     def entries(self) -> tuple[str, ...]:
@@ -281,17 +293,29 @@ class ImageFacts:
             return True
         return False if kernel.config is not None else None
 
-    def initramfs_config(self) -> Mapping[str, tuple[str, ...]] | None:
-        """Returns the settings of /etc/ipe-init.conf (a name may come more than once), None when the initramfs has none."""
-        text = next((one.data for one in self.initramfs or () if one.path == "etc/ipe-init.conf"), None)
-        if text is None:
+    @property
+    def first_program(self) -> str:
+        """Returns what the kernel starts in the initramfs, without a slash in front."""
+        return (word_of(self, "rdinit") or "/init").lstrip("/")
+
+    def ipe_init(self) -> IpeInitConfig | None:
+        """Returns ipe-init's configuration as ipe-init reads it; None where the initramfs's first program is another."""
+        program = self.find_in_initramfs(self.first_program)
+        if program is None or not program.is_file:
             return None
-        found: dict[str, tuple[str, ...]] = {}
-        for line in text.decode("utf-8", "replace").splitlines():
-            name, separator, value = line.partition("=")
-            if separator and not line.lstrip().startswith("#"):
-                found[name.strip()] = (*found.get(name.strip(), ()), value.strip())
-        return found
+        key = ("ipe-init", id(self.initramfs), program.path)
+        if key not in self.memo:
+            found = self.find_in_initramfs("etc/ipe-init.conf")
+            text = found.read(found.size_bytes) if found is not None and found.is_file else None
+            missing = IpeInitConfig({}, "there is none")
+            known = is_ipe_init(program.read(program.size_bytes))
+            self.memo[key] = (missing if text is None else parse_ipe_init(text)) if known else None
+        return cast("IpeInitConfig | None", self.memo[key])
+
+    def initramfs_config(self) -> Mapping[str, tuple[str, ...]] | None:
+        """Returns ipe-init's settings (a name may come more than once), None where the initramfs's first program is another."""
+        found = self.ipe_init()
+        return None if found is None else found.settings
 
 
 def _of_member(one: CpioEntry) -> TreeFile:

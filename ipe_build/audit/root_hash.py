@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
+from ipe_build.audit.command_line import word_of
 from ipe_build.audit.facts import ImageFacts
 from ipe_build.errors import IpeBuildError
 from ipe_build.formats.verity_sig import VeritySignature, parse_verity_signature
@@ -41,8 +42,7 @@ def root_hash_of(facts: ImageFacts) -> RootHash | None:
         return RootHash(facts.root.named_hash, "a file given with the image")
     settings = facts.initramfs_config() or {}
     named = (settings.get("root_hash") or ("",))[-1]
-    words = facts.boot_entry.command_line.split() if facts.boot_entry is not None else []
-    of_words = next((word.partition("=")[2] for word in reversed(words) if word.startswith("roothash=")), "")
+    of_words = word_of(facts, "roothash") or ""
     for text, source in ((named, "the initramfs"), (of_words, "the command line")):
         try:
             if text and text != "cmdline" and (value := bytes.fromhex(text)):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from ipe_build.audit.command_line import word_of, words_of
 from ipe_build.audit.facts import ImageFacts
 from ipe_build.audit.root_hash import hash_name_of, root_hash_of
+from ipe_build.formats.command_line import kernel_bool
 from ipe_build.policy.evaluate import Enabled, all_enabled, decide
 from ipe_build.policy.facts import Digest, Facts
 from ipe_build.policy.model import Rule
@@ -54,8 +56,8 @@ def takes_unsigned_modules(facts: ImageFacts) -> bool:
     config = facts.kernel.config if facts.kernel is not None else None
     if config is None or not config.enabled("MODULES") or config.enabled("MODULE_SIG_FORCE"):
         return False
-    words = facts.boot_entry.command_line.split() if facts.boot_entry is not None else []
-    return not any(word.startswith(("module.sig_enforce", "lockdown=")) for word in words)
+    wanted = any(word.name == "module.sig_enforce" and kernel_bool(word.value or "1") for word in words_of(facts))
+    return not wanted and word_of(facts, "lockdown") is None
 
 
 def enabled_in(facts: ImageFacts) -> Enabled:

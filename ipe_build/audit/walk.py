@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
-from ipe_build.audit.checks_command_line import kernel_bool
+from ipe_build.audit.command_line import word_of, words_of
 from ipe_build.audit.facts import ImageFacts
 from ipe_build.audit.findings import Answer
 from ipe_build.audit.sealed import enabled_in
+from ipe_build.formats.command_line import kernel_bool
 from ipe_build.policy.evaluate import decide
 from ipe_build.policy.facts import Facts
 from ipe_build.policy.model import Policy
@@ -42,22 +43,6 @@ def unforeseen(why: str) -> Step:
 
 
 Walk = Callable[[ImageFacts, "Host"], Step]
-
-
-def words_of(facts: ImageFacts) -> tuple[tuple[str, str], ...]:
-    """Returns names (`_` for `-`) and values of the kernel's whole command line, its built-in words first; what follows `--` is init's."""
-    if facts.boot_entry is None:
-        return ()
-    built_in = facts.kernel.command_line or "" if facts.kernel is not None else ""
-    words = f"{built_in} {facts.boot_entry.command_line}".split()
-    kept = words[: words.index("--")] if "--" in words else words
-    split = (word.partition("=") for word in kept)
-    return tuple((name.replace("-", "_"), value.strip('"')) for name, _, value in split)
-
-
-def word_of(facts: ImageFacts, name: str) -> str | None:
-    """Returns the last value of a word of the command line."""
-    return next((value for key, value in reversed(words_of(facts)) if key == name), None)
 
 
 def missing_symbol(facts: ImageFacts, *symbols: str) -> str:
@@ -94,7 +79,8 @@ def ipe_active(facts: ImageFacts) -> Step:
 
 def switched_off(facts: ImageFacts) -> bool:
     """Returns whether ipe.enforce= takes the enforcement away; a value that is no truth value is not taken."""
-    values = [answer for key, value in words_of(facts) if key == "ipe.enforce" and (answer := kernel_bool(value or "1")) is not None]
+    given = ("1" if word.value is None else word.value for word in words_of(facts) if word.name == "ipe.enforce")
+    values = [answer for value in given if (answer := kernel_bool(value)) is not None]
     return bool(values) and not values[-1]
 
 

@@ -9,15 +9,18 @@ from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 from uuid import UUID
 
-from ipe_build.audit.checks_command_line import kernel_bool
 from ipe_build.audit.checks_kernel import FILESYSTEM_SYMBOLS, HASH_SYMBOLS
-from ipe_build.audit.checks_policy import SignedPolicy, signed_policies
+from ipe_build.audit.checks_policy import SignedPolicy, named_policy, policy_path, signed_policies
+from ipe_build.audit.command_line import ipe_init_word, word_of
 from ipe_build.audit.facts import ImageFacts
 from ipe_build.audit.file_tree import TreeFile
+from ipe_build.audit.mounting import mount_problem, page_bytes
 from ipe_build.audit.root_hash import root_facts
 from ipe_build.audit.sealed import enabled_in
 from ipe_build.audit.tree_check import check_tree
 from ipe_build.errors import IpeBuildError
+from ipe_build.formats.command_line import kernel_bool
+from ipe_build.formats.ipe_init import CAPABILITIES
 from ipe_build.formats.verity_sig import parse_verity_signature
 from ipe_build.policy.evaluate import decide
 from ipe_build.policy.facts import Facts
@@ -30,15 +33,29 @@ from ipe_build.signing.verify import verify_signature
 if TYPE_CHECKING:
     from ipe_build.host import Host
 
-from ipe_build.audit.walk import ON, Step, allows, boot_policy, ends, missing_symbol, setting_of, settings_of, unforeseen, word_of, words_of
+from ipe_build.audit.walk import ON, Step, allows, boot_policy, ends, missing_symbol, setting_of, settings_of, unforeseen
+from ipe_build.audit.walk_program import starts
 
-_ELF, _SCRIPT = b"\x7fELF", b"#!"
+_MAX_INIT = 255
+_MOUNT_OPTIONS = {
+    "erofs": (
+        "ro",
+        "user_xattr",
+        "nouser_xattr",
+        "acl",
+        "noacl",
+        *(f"cache_strategy={one}" for one in ("disabled", "readahead", "readaround")),
+    ),
+    "ext4": ("ro", "noload", "norecovery", "errors=continue", "errors=panic", "errors=remount-ro"),
+    "squashfs": ("ro", "errors=continue", "errors=panic"),
+}
+"""Options that every kernel with IPE takes for these filesystems. Source: Linux fs/erofs/super.c, fs/ext4/super.c, fs/squashfs/super.c."""
 
 
 def verity_opens(facts: ImageFacts, host: Host) -> Step:
     """ipe-init finds the partitions by the root hash and has the kernel open the volume, with its signature."""
     text = setting_of(facts, "root_hash")
-    given = [value for key, value in words_of(facts) if key == "roothash"]
+    given = ipe_init_word(facts, "roothash")
     if text == "cmdline" and len(given) != 1:
         return ends("ipe-init wants one roothash= on the command line")
     try:
@@ -54,6 +71,8 @@ def verity_opens(facts: ImageFacts, host: Host) -> Step:
         return ends("the verity superblock cannot be read")
     if facts.superblock.data_blocks * facts.superblock.data_block_size > facts.root.data_region.size_bytes:
         return ends("the superblock says more data than the partition has")
+    if facts.superblock.data_block_size > page_bytes(facts):
+        return ends(f"dm-verity takes no data blocks of {facts.superblock.data_block_size} bytes: they are larger than a page")
     symbol = missing_symbol(facts, "BLK_DEV_DM", "DM_VERITY", *filter(None, [HASH_SYMBOLS.get(facts.superblock.algorithm)]))
     return ends(f"the kernel has no CONFIG_{symbol} built in") if symbol else _signed(facts, wanted)
 
@@ -118,7 +137,13 @@ def root_mounts(facts: ImageFacts, host: Host) -> Step:
     symbol = missing_symbol(facts, *filter(None, [FILESYSTEM_SYMBOLS.get(named)]))
     if symbol:
         return ends(f"the kernel has no CONFIG_{symbol} built in")
-    return ON if tree.can_read(0, 4096) else ends("dm-verity does not let the filesystem's first block be read")
+    problem = mount_problem(facts, setting_of(facts, "mount_options"))
+    if problem:
+        return ends(problem)
+    if not tree.can_read(0, 4096):
+        return ends("dm-verity does not let the filesystem's first block be read")
+    options = [one for one in setting_of(facts, "mount_options").split(",") if one and one not in _MOUNT_OPTIONS.get(named, ())]
+    return unforeseen(f"whether {named} takes the mount option {options[0]} is not foreseen") if options else ON
 
 
 def policies_load(facts: ImageFacts, host: Host) -> Step:
@@ -134,8 +159,7 @@ def _loaded(facts: ImageFacts) -> tuple[Step, Policy | None]:
     known = {active.name: active} if active is not None else {}
     for place in settings_of(facts, "policy"):
         inside = place.startswith("initramfs:")
-        key = f"initramfs: {place.removeprefix('initramfs:').lstrip('/')}" if inside else place.lstrip("/")
-        found = there.get(key) or _elsewhere(facts, place, inside)
+        found = there.get(policy_path(place)) or named_policy(facts, place)
         if found is None:
             return ends(f"{place} is not there"), active
         reason, policy = (
@@ -146,16 +170,20 @@ def _loaded(facts: ImageFacts) -> tuple[Step, Policy | None]:
         if PurePosixPath(place).stem != policy.display_name:
             return ends(f"{place}: its policy_name is {policy.display_name}"), active
         known[policy.name] = active = policy
-    return ON, active
+    return _deleted(facts, known, active), active
 
 
-def _elsewhere(facts: ImageFacts, place: str, inside: bool) -> SignedPolicy | None:
-    """Returns a policy file outside the folders that are looked into for all images."""
-    from ipe_build.audit.checks_policy import MAX_POLICY_BYTES, opened
-
-    path = place.removeprefix("initramfs:").lstrip("/")
-    found = facts.find_in_initramfs(path) if inside else (facts.files.tree.find(path) if facts.files is not None else None)
-    return opened(path, found.read(MAX_POLICY_BYTES)) if found is not None and found.is_file else None
+def _deleted(facts: ImageFacts, known: dict[bytes, Policy], active: Policy | None) -> Step:
+    """Returns how the deleting of policies goes; the kernel does not delete the one in force. Source: security/ipe/policy_fs.c."""
+    there = set(known)
+    for name in settings_of(facts, "delete_policy"):
+        raw = name.encode("utf-8", "surrogateescape")
+        if raw not in there:
+            return ends(f"there is no policy {name} to delete")
+        if active is not None and active.name == raw:
+            return ends(f"the policy in force, {name}, cannot be deleted")
+        there.remove(raw)
+    return ON
 
 
 def _taken_by_path(facts: ImageFacts, raw: bytes, inside: bool, active: Policy | None) -> tuple[str, Policy | None]:
@@ -197,52 +225,27 @@ def policy_in_force(facts: ImageFacts) -> Policy | None:
 def init_starts(facts: ImageFacts, host: Host) -> Step:
     """ipe-init moves into the root and starts its first program."""
     assert facts.files is not None
+    unknown = [one for one in settings_of(facts, "drop_capability") if one not in CAPABILITIES]
+    if unknown:
+        return ends(f"there is no capability {unknown[0]}")
     for place in settings_of(facts, "move"):
         folder = facts.files.tree.find(place)
         if folder is None or folder.mode >> 12 != 4:
             return ends(f"the root has no folder {place} to move {place} to")
-    chosen = word_of(facts, "init") if setting_of(facts, "init_from_command_line") == "yes" else None
-    return _starts(facts, chosen or setting_of(facts, "init", "/sbin/init"), host, policy_in_force(facts))
+    chosen = ipe_init_word(facts, "init") if setting_of(facts, "init_from_command_line") == "yes" else ()
+    path = (chosen or ("",))[-1]
+    if len(path.encode("utf-8", "surrogateescape")) > _MAX_INIT or (path and not path.startswith("/")):
+        return ends(f"ipe-init takes no init={path[:40]}: it is too long, or no absolute path")
+    policy, tree, known = policy_in_force(facts), check_tree(facts, host), root_facts(facts) or Facts()
 
+    def refuses(program: TreeFile) -> str:
+        if tree is not None and program.starts_at is not None and not tree.can_read(program.starts_at, min(program.size_bytes, 4096)):
+            return f"dm-verity does not let /{program.path} be read"
+        if not allows(facts, policy, Operation.EXECUTE, known):
+            return f"{policy.display_name if policy is not None else 'the policy'} denies /{program.path}"
+        return ""
 
-def _starts(facts: ImageFacts, path: str, host: Host, policy: Policy | None, depth: int = 0) -> Step:
-    """Returns whether a program of the root starts, with the interpreter that it names."""
-    assert facts.files is not None
-    program, tree = facts.files.tree.find(path), check_tree(facts, host)
-    if program is None or not program.is_executable:
-        return ends(f"{path} is no executable file of the root")
-    if tree is not None and program.starts_at is not None and not tree.can_read(program.starts_at, min(program.size_bytes, 4096)):
-        return ends(f"dm-verity does not let {path} be read")
-    if not allows(facts, policy, Operation.EXECUTE, root_facts(facts) or Facts()):
-        return ends(f"{policy.display_name if policy is not None else 'the policy'} denies {path}")
-    interpreter = _interpreter(program)
-    if interpreter is None:
-        return ends(f"{path} is no program that the kernel knows")
-    if interpreter and depth < 4:
-        return _starts(facts, interpreter, host, policy, depth + 1)
-    return ON
-
-
-def _interpreter(program: TreeFile) -> str | None:
-    """Returns what a program names to be run by: a script's first line, an ELF file's PT_INTERP; "" for none, None for no program."""
-    head = program.read(4096)
-    if head[:2] == _SCRIPT:
-        words = head[2:].split(b"\n", 1)[0].split()
-        return words[0].decode("utf-8", "surrogateescape") if words else None
-    if head[:4] != _ELF or len(head) < 64 or head[4] != 2:
-        return None if head[:4] != _ELF else ""
-    order = "little" if head[5] == 1 else "big"
-
-    def number(raw: bytes) -> int:
-        return int.from_bytes(raw, "little" if order == "little" else "big")
-
-    start, size, count = number(head[32:40]), number(head[54:56]), number(head[56:58])
-    for index in range(min(count, 64)):
-        row = program.read_at(start + index * size, 56)
-        if len(row) == 56 and number(row[:4]) == 3:
-            raw = program.read_at(number(row[8:16]), min(number(row[32:40]), 4096))
-            return raw.split(b"\0", 1)[0].decode("utf-8", "surrogateescape")
-    return ""
+    return starts(facts, path or setting_of(facts, "init"), facts.files.tree.find, refuses, "the root")
 
 
 def root_is_whole(facts: ImageFacts, host: Host) -> Step:

@@ -8,8 +8,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ipe_build.audit.checks_initramfs import RD_SYMBOLS
+from ipe_build.audit.command_line import word_of
 from ipe_build.audit.facts import EntryKind, ImageFacts
 from ipe_build.audit.findings import Answer
+from ipe_build.formats.partition_types import PARTITION_TYPES
 from ipe_build.policy.properties import Operation
 
 if TYPE_CHECKING:
@@ -26,10 +28,9 @@ from ipe_build.audit.walk import (
     settings_of,
     switched_off,
     unforeseen,
-    word_of,
 )
+from ipe_build.audit.walk_program import starts
 
-_ELF, _SCRIPT = b"\x7fELF", b"#!"
 _FOREIGN = "its first program is not ipe-init: what that does is not foreseen"
 
 
@@ -38,15 +39,22 @@ def loader(facts: ImageFacts, host: Host) -> Step:
     entry = facts.boot_entry
     if entry is None or not entry.kernel:
         return ends("nothing of the image names a kernel")
-    if facts.esp is not None and entry.kind is not EntryKind.GIVEN and not any(_is_loader(name) for name in facts.esp.files):
-        return ends("firmware finds no boot loader (EFI/BOOT/BOOT*.EFI)")
-    if facts.esp is not None and facts.esp.loader_is_uki and not entry.default:
-        return unforeseen("firmware starts another unified kernel image")
+    if facts.esp is None or entry.kind is EntryKind.GIVEN:
+        return ON
+    wanted = PARTITION_TYPES[facts.kernel.architecture].efi_name if facts.kernel and facts.kernel.architecture in PARTITION_TYPES else ""
+    found = {name: one for name, one in facts.esp.loaders.items() if not wanted or name.upper() == f"/EFI/BOOT/BOOT{wanted}.EFI"}
+    if not found:
+        return ends(f"firmware finds no boot loader (EFI/BOOT/BOOT{wanted or '*'}.EFI)")
+    name, first = next(iter(found.items()))
+    if first.problem:
+        return ends(f"firmware does not start {name}: {first.problem}")
+    if wanted and facts.kernel and first.architecture != facts.kernel.architecture:
+        return ends(f"firmware does not start {name}: it is for {first.architecture or 'another architecture'}")
+    if facts.esp.loader_is_uki:
+        return ON if entry.default else unforeseen("firmware starts another unified kernel image")
+    if not first.says.startswith("systemd-boot"):
+        return unforeseen(f"{name} is not systemd-boot: what it starts is not foreseen")
     return ON
-
-
-def _is_loader(name: str) -> bool:
-    return name.upper().startswith("/EFI/BOOT/BOOT") and name.upper().endswith(".EFI")
 
 
 def kernel_unpacks(facts: ImageFacts, host: Host) -> Step:
@@ -72,7 +80,7 @@ def initramfs_starts(facts: ImageFacts, host: Host) -> Step:
     off = [part.kind for part in archive.parts if part.kind != "cpio" and config is not None and not config.enabled(RD_SYMBOLS[part.kind])]
     if off:
         return ends(f"the kernel cannot unpack {off[0]} (CONFIG_{RD_SYMBOLS[off[0]]})")
-    path = (word_of(facts, "rdinit") or "/init").lstrip("/")
+    path = facts.first_program
     program = facts.find_in_initramfs(path)
     if program is None or not program.is_executable or any(name.lstrip("./") == path for name in archive.incomplete):
         return (
@@ -82,11 +90,14 @@ def initramfs_starts(facts: ImageFacts, host: Host) -> Step:
         )
     if archive.error:
         return unforeseen(f"the initramfs is damaged: {archive.error}")
-    if program.read(4)[:4] != _ELF and program.read(2) != _SCRIPT:
-        return ends(f"/{path} is no program")
-    if not allows(facts, boot_policy(facts), Operation.EXECUTE, OF_INITRAMFS):
-        return ends(f"the boot policy denies /{path}")
-    return ON if facts.initramfs_config() is not None else unforeseen(_FOREIGN)
+    denied = "" if allows(facts, boot_policy(facts), Operation.EXECUTE, OF_INITRAMFS) else "the boot policy denies"
+    started = starts(facts, f"/{path}", facts.find_in_initramfs, lambda one: denied and f"{denied} /{one.path}", "the initramfs")
+    if started.goes_on is not Answer.YES:
+        return started
+    settings = facts.ipe_init()
+    if settings is None:
+        return unforeseen(_FOREIGN)
+    return ends(f"ipe-init refuses /etc/ipe-init.conf: {settings.problem}") if settings.problem else ON
 
 
 def ipe_enforces(facts: ImageFacts, host: Host) -> Step:

@@ -12,9 +12,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cmp_to_key
 
-from ipe_build.audit.facts import BootEntry, EntryKind, EspFacts, Region, UkiFacts
+from ipe_build.audit.facts import BootEntry, EfiLoader, EntryKind, EspFacts, Region, UkiFacts
 from ipe_build.errors import InputError, IpeBuildError
 from ipe_build.examine.inputs import MAX_BOOT_FILE_BYTES
+from ipe_build.formats.command_line import kernel_words
 from ipe_build.formats.fat import Fat, FatFile
 from ipe_build.formats.loader_entry import entry_fields
 from ipe_build.formats.pe import PeImage, authenticode_digest, is_pe, parse_pe
@@ -29,6 +30,7 @@ _MAX_TEXT_BYTES = 1 << 20
 _DEFAULT_LOADER = re.compile(r"/efi/boot/boot(x64|aa64|arm|riscv64|ia32)\.efi", re.IGNORECASE)
 _TYPE_1 = re.compile(r"/loader/entries/[^/]+\.conf", re.IGNORECASE)
 _TYPE_2 = re.compile(r"/efi/linux/[^/]+\.efi", re.IGNORECASE)
+_SDMAGIC = re.compile(rb"#### LoaderInfo: ([ -~]{1,80}?) ####")
 _COUNTED = re.compile(r"\+(\d+)(?:-\d+)?$")
 
 Failed = Callable[[str, str], None]
@@ -82,7 +84,9 @@ def read_esp(region: Region, failed: Failed) -> tuple[EspFacts, tuple[BootEntry,
     ordered = _ordered(found, loader_conf)
     started = [entry for name in names if _DEFAULT_LOADER.fullmatch(name) and (entry := _uki_or_none(esp, name, failed)) is not None]
     entries = [*started, *(one.entry for one in ordered)]
-    facts = EspFacts(names, loader_conf, bool(started), {one.path: one.modified for one in esp.files})
+    times = {one.path: one.modified for one in esp.files}
+    loaders = {name: _loader(esp, name) for name in names if _DEFAULT_LOADER.fullmatch(name)}
+    facts = EspFacts(names, loader_conf, bool(started), times, loaders)
     return facts, tuple(replace(entry, default=number == 0) for number, entry in enumerate(entries))
 
 
@@ -122,6 +126,18 @@ def _uki_facts(data: bytes, image: PeImage, os_release: bytes) -> UkiFacts:
     )
 
 
+def _loader(esp: EspReader, name: str) -> EfiLoader:
+    """Returns what an EFI program at firmware's default place is."""
+    try:
+        data = esp.read(name) or b""
+        image = parse_pe(data, name)
+        section = image.section(".sdmagic")
+        said = _SDMAGIC.search(image.content(section)) if section is not None else None
+        return EfiLoader(image.architecture, said[1].decode("ascii", "replace") if said is not None else "", "")
+    except IpeBuildError as error:
+        return EfiLoader("", "", error.message)
+
+
 def _uki_or_none(esp: EspReader, name: str, failed: Failed) -> BootEntry | None:
     """Returns the entry of an EFI program that is a unified kernel image, None for one that is not."""
     try:
@@ -150,7 +166,9 @@ def _type_1(esp: EspReader, name: str) -> _Sorted:
         inside = uki_entry(program, name)
         entry = replace(inside, command_line=inside.command_line if inside.uki and inside.uki.has_command_line else options)
     else:
-        entry = BootEntry(program, b"".join(map(file, fields.get("initrd", ()))), options, name, EntryKind.CONF)
+        # The loader hands its lines `initrd` on as words initrd= in front of these, and the kernel's EFI stub reads them all.
+        more = [word.value for word in kernel_words(options) if word.name == "initrd" and word.value]
+        entry = BootEntry(program, b"".join(map(file, (*fields.get("initrd", ()), *more))), options, name, EntryKind.CONF)
     stem = name.rpartition("/")[2].rpartition(".")[0]
     first = {key: values[0] for key, values in fields.items()}
     return _sorted(entry, stem, first.get("sort-key", ""), first.get("machine-id", ""), first.get("version", ""))

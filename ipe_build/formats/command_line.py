@@ -15,6 +15,14 @@ _KERNEL_SPACE = frozenset(" \t\n\v\f\r\xa0")
 _IPE_INIT_SPACE = " \t\r\n"
 
 
+def kernel_bool(value: str) -> bool | None:
+    """Returns what the kernel makes of a truth value on its command line, None for one that it refuses. Source: lib/kstrtox.c."""
+    first = value[:2].lower()
+    if first[:1] in ("y", "t", "1") or first == "on":
+        return True
+    return False if first[:1] in ("n", "f", "0") or first == "of" else None
+
+
 class Word(NamedTuple):
     """A word: its name (`_` for `-`, which the kernel takes for the same), its value (None without `=`), and its text as it stands."""
 

@@ -120,10 +120,15 @@ def _entry_chain(loader: EfiProgram, entry: FatFile, volume: _Volume) -> BootCha
     if len(kernels) != 1 or len(initrds) > 1 or strange:
         found = f"{len(kernels)} and {len(initrds)}" + (f" and {', '.join(strange)}" if strange else "")
         raise InputError(f"wanted one line linux, at most one line initrd, got {found}", where=f"{volume.image}: {entry.path}")
+    options = " ".join(fields.get("options", ()))
+    if any(word.startswith("initrd=") for word in options.split()):
+        raise InputError(
+            "its options name an initramfs (initrd=): which are then measured is not known here", where=f"{volume.image}: {entry.path}"
+        )
     initrd = None
     if initrds:
         initrd = ("\\" + initrds[0].replace("/", "\\").lstrip("\\"), volume.content(initrds[0]))
-    return BootChain(loader, volume.program(kernels[0]), initrd, " ".join(fields.get("options", ())))
+    return BootChain(loader, volume.program(kernels[0]), initrd, options)
 
 
 class _Volume:
