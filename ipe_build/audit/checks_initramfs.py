@@ -75,16 +75,19 @@ def initramfs_programs(facts: ImageFacts, host: Host) -> Iterator[Outcome]:
 
 def initramfs_unpacks(facts: ImageFacts, host: Host) -> Iterator[Outcome]:
     """Looks whether the kernel can unpack the initramfs's compression."""
-    if facts.boot_entry is None or facts.kernel is None or facts.kernel.config is None:
-        yield unknown("initramfs", "the initramfs, or the kernel's configuration, could not be read")
+    if facts.boot_entry is None or facts.kernel is None:
+        yield unknown("initramfs", "the initramfs, or the kernel, could not be read")
         return
-    config = facts.kernel.config
     packed = dict.fromkeys(part.kind for part in (facts.archive.parts if facts.archive is not None else ()) if part.kind != "cpio")
-    off = [kind for kind in packed if not config.enabled(RD_SYMBOLS[kind])]
-    if not config.enabled("BLK_DEV_INITRD"):
+    unpacks = {kind: facts.kernel.built_in(RD_SYMBOLS[kind]) for kind in packed}
+    off = [kind for kind, answer in unpacks.items() if answer is False]
+    taken = facts.kernel.built_in("BLK_DEV_INITRD")
+    if taken is False:
         yield bad("initramfs", "CONFIG_BLK_DEV_INITRD is off: the kernel takes no initramfs")
     elif off:
         yield bad("initramfs", f"is compressed with {off[0]}, and CONFIG_{RD_SYMBOLS[off[0]]} is off")
+    elif taken is None or None in unpacks.values():
+        yield unknown("initramfs", "the kernel does not show what it can unpack")
     else:
         yield good("initramfs", f"the kernel unpacks {', '.join(packed) or 'plain archives'}")
 

@@ -9,6 +9,7 @@ from ipe_build.audit.facts import ImageFacts, KernelView
 from ipe_build.audit.looks import of_config, of_kernel, on
 from ipe_build.audit.outcome import Outcome, bad, good, unknown
 from ipe_build.audit.sealed import sealed_by
+from ipe_build.formats.dotconfig import DotConfig
 from ipe_build.formats.partition_types import PARTITION_TYPES
 from ipe_build.policy.properties import PROPERTIES
 from ipe_build.policy.versions import FIRST_KERNEL
@@ -72,9 +73,9 @@ def root_filesystem_driver(facts: ImageFacts, host: Host) -> Iterator[Outcome]:
     if facts.kernel is None or facts.files is None or there is None:
         yield unknown("filesystem driver", "the root filesystem could not be read, or the kernel does not show its drivers")
     elif not there:
-        yield bad(f"CONFIG_{symbol}", f"is {_value(facts.kernel, symbol)}: the root cannot be mounted")
+        yield bad(f"CONFIG_{symbol}", f"is {_value(facts.kernel.config, symbol)}: the root cannot be mounted")
     else:
-        yield good(f"CONFIG_{symbol}", "is built in" if _value(facts.kernel, symbol) == "y" else "is a module that ipe-init loads")
+        yield good(f"CONFIG_{symbol}", "is built in" if facts.kernel.built_in(symbol) else "is a module that ipe-init loads")
 
 
 def verity_hash_driver(facts: ImageFacts, host: Host) -> Iterator[Outcome]:
@@ -91,14 +92,11 @@ def verity_hash_driver(facts: ImageFacts, host: Host) -> Iterator[Outcome]:
     elif there:
         yield good(f"CONFIG_{symbol}", "is built in")
     else:
-        yield bad(f"CONFIG_{symbol}", f"is {_value(facts.kernel, symbol)}: the volume cannot be opened")
+        yield bad(f"CONFIG_{symbol}", f"is {_value(facts.kernel.config, symbol)}: the volume cannot be opened")
 
 
-def _value(kernel: KernelView, symbol: str) -> str:
-    """Returns a symbol's value in the configuration; in a kernel without one, `y` where its code is there."""
-    if kernel.config is not None:
-        return kernel.config.get(symbol)
-    return "y" if symbol in kernel.signs else "n"
+def _value(config: DotConfig | None, symbol: str) -> str:
+    return config.get(symbol) if config is not None else "not there"
 
 
 def module_compression(facts: ImageFacts, host: Host) -> Iterator[Outcome]:

@@ -50,6 +50,12 @@ class KernelView:
     signs: frozenset[str] = frozenset()
     """Kconfig symbols that its code shows to be built in: what is known of a kernel that does not carry its configuration."""
 
+    def built_in(self, symbol: str) -> bool | None:
+        """Returns whether a Kconfig symbol is `y`; None where the kernel carries no configuration and its code does not show it."""
+        if self.config is None:
+            return True if symbol in self.signs else None
+        return self.config.get(symbol) == "y"
+
 
 MODULE_NAMES = {
     "BLK_DEV_DM": "dm_mod",
@@ -284,14 +290,13 @@ class ImageFacts:
         kernel = self.kernel
         if kernel is None:
             return None
-        if kernel.config is not None and kernel.config.get(symbol) != "m":
-            return kernel.config.get(symbol) == "y"
+        there = kernel.built_in(symbol)
+        if there or (kernel.config is not None and kernel.config.get(symbol) != "m"):
+            return there
         loaded = {
             name.rpartition("/")[2].partition(".ko")[0].replace("-", "_") for name in (self.initramfs_config() or {}).get("module", ())
         }
-        if MODULE_NAMES.get(symbol, "?") in loaded or (kernel.config is None and symbol in kernel.signs):
-            return True
-        return False if kernel.config is not None else None
+        return True if MODULE_NAMES.get(symbol, "?") in loaded else there
 
     @property
     def first_program(self) -> str:

@@ -45,9 +45,14 @@ def unforeseen(why: str) -> Step:
 Walk = Callable[[ImageFacts, "Host"], Step]
 
 
-def missing_symbol(facts: ImageFacts, *symbols: str) -> str:
-    """Returns the first Kconfig symbol that is neither built in nor loaded by ipe-init; "" when all are, or the kernel does not say."""
-    return next((one for one in symbols if facts.has_driver(one) is False), "")
+def drivers(facts: ImageFacts, *symbols: str) -> Step:
+    """Returns whether each of these Kconfig symbols is built in or loaded by ipe-init; a kernel without configuration may not show it."""
+    there = {symbol: facts.has_driver(symbol) for symbol in symbols if symbol}
+    for symbol, answer in there.items():
+        if answer is False:
+            return ends(f"the kernel has no CONFIG_{symbol} built in")
+    hidden = next((symbol for symbol, answer in there.items() if answer is None), "")
+    return unforeseen(f"the kernel does not show whether it has CONFIG_{hidden}") if hidden else ON
 
 
 def settings_of(facts: ImageFacts, name: str) -> tuple[str, ...]:

@@ -14,6 +14,7 @@ from ipe_build.audit.checks_policy import SignedPolicy, named_policy, policy_pat
 from ipe_build.audit.command_line import ipe_init_word, word_of
 from ipe_build.audit.facts import ImageFacts
 from ipe_build.audit.file_tree import TreeFile
+from ipe_build.audit.findings import Answer
 from ipe_build.audit.mounting import mount_problem, page_bytes
 from ipe_build.audit.root_hash import root_facts
 from ipe_build.audit.sealed import enabled_in
@@ -33,7 +34,7 @@ from ipe_build.signing.verify import verify_signature
 if TYPE_CHECKING:
     from ipe_build.host import Host
 
-from ipe_build.audit.walk import ON, Step, allows, boot_policy, ends, missing_symbol, setting_of, settings_of, unforeseen
+from ipe_build.audit.walk import ON, Step, allows, boot_policy, drivers, ends, setting_of, settings_of, unforeseen
 from ipe_build.audit.walk_program import starts
 
 _MAX_INIT = 255
@@ -73,8 +74,8 @@ def verity_opens(facts: ImageFacts, host: Host) -> Step:
         return ends("the superblock says more data than the partition has")
     if facts.superblock.data_block_size > page_bytes(facts):
         return ends(f"dm-verity takes no data blocks of {facts.superblock.data_block_size} bytes: they are larger than a page")
-    symbol = missing_symbol(facts, "BLK_DEV_DM", "DM_VERITY", *filter(None, [HASH_SYMBOLS.get(facts.superblock.algorithm)]))
-    return ends(f"the kernel has no CONFIG_{symbol} built in") if symbol else _signed(facts, wanted)
+    there = drivers(facts, "BLK_DEV_DM", "DM_VERITY", HASH_SYMBOLS.get(facts.superblock.algorithm, ""))
+    return _signed(facts, wanted) if there is ON else there
 
 
 def _missing_partition(facts: ImageFacts, wanted: bytes) -> str:
@@ -110,8 +111,9 @@ def _signed(facts: ImageFacts, wanted: bytes) -> Step:
         signature = there.read(1 << 20)
     else:
         return unforeseen(f"the signature comes from {source}")
-    if missing_symbol(facts, "DM_VERITY_VERIFY_ROOTHASH_SIG"):
-        return ends("the kernel takes no signatures of root hashes (CONFIG_DM_VERITY_VERIFY_ROOTHASH_SIG)")
+    takes = drivers(facts, "DM_VERITY_VERIFY_ROOTHASH_SIG")
+    if takes is not ON:
+        return takes._replace(why=f"the kernel takes no signature of the root hash: {takes.why}") if takes.goes_on is Answer.NO else takes
     assert facts.kernel is not None
     try:
         verify_signature(
@@ -134,9 +136,9 @@ def root_mounts(facts: ImageFacts, host: Host) -> Step:
     named = setting_of(facts, "filesystem")
     if named != facts.files.filesystem:
         return ends(f"ipe-init mounts {named}, the root is {facts.files.filesystem}")
-    symbol = missing_symbol(facts, *filter(None, [FILESYSTEM_SYMBOLS.get(named)]))
-    if symbol:
-        return ends(f"the kernel has no CONFIG_{symbol} built in")
+    there = drivers(facts, FILESYSTEM_SYMBOLS.get(named, ""))
+    if there is not ON:
+        return there
     problem = mount_problem(facts, setting_of(facts, "mount_options"))
     if problem:
         return ends(problem)

@@ -74,12 +74,18 @@ def initramfs_starts(facts: ImageFacts, host: Host) -> Step:
             if word_of(facts, "root")
             else ends("there is no initramfs, and no root= names what the kernel should mount")
         )
-    config = facts.kernel.config if facts.kernel is not None else None
-    if config is not None and not config.enabled("BLK_DEV_INITRD"):
+    assert facts.kernel is not None
+    taken = facts.kernel.built_in("BLK_DEV_INITRD")
+    if taken is False and word_of(facts, "root"):
+        return unforeseen("the kernel takes no initramfs (CONFIG_BLK_DEV_INITRD); how it mounts root= by itself is not foreseen")
+    if taken is False:
         return ends("the kernel takes no initramfs (CONFIG_BLK_DEV_INITRD)")
-    off = [part.kind for part in archive.parts if part.kind != "cpio" and config is not None and not config.enabled(RD_SYMBOLS[part.kind])]
-    if off:
-        return ends(f"the kernel cannot unpack {off[0]} (CONFIG_{RD_SYMBOLS[off[0]]})")
+    unpacks = {part.kind: facts.kernel.built_in(RD_SYMBOLS[part.kind]) for part in archive.parts if part.kind != "cpio"}
+    for kind, answer in unpacks.items():
+        if answer is False:
+            return ends(f"the kernel cannot unpack {kind} (CONFIG_{RD_SYMBOLS[kind]})")
+    if taken is None or None in unpacks.values():
+        return unforeseen("the kernel does not show whether it can unpack the initramfs")
     path = facts.first_program
     program = facts.find_in_initramfs(path)
     if program is None or not program.is_executable or any(name.lstrip("./") == path for name in archive.incomplete):

@@ -21,7 +21,7 @@ from ipe_build.audit.checks import CHECKS, audit, checks_table
 from ipe_build.audit.checks_policy import signed_policies
 from ipe_build.audit.facts import ImageFacts, ModuleView
 from ipe_build.audit.file_tree import FileTree, TreeFile, VerityOfFile, file_of
-from ipe_build.audit.findings import AuditReport, Verdict
+from ipe_build.audit.findings import Answer, AuditReport, Stage, Verdict
 from ipe_build.audit.report import render_summary, render_text
 from ipe_build.examine import examined
 from ipe_build.examine.root import survey_of
@@ -290,6 +290,25 @@ MUTATIONS: tuple[tuple[str, Change], ...] = (
 def test_a_changed_part_is_found_by_the_check_meant_for_it(good: ImageFacts, quiet: Host, check: str, change: Change) -> None:
     assert check not in failed(audit(good, quiet))
     assert check in failed(audit(change(good), quiet))
+
+
+def test_a_kernel_without_configuration_is_foreseen_by_what_its_code_shows(good: ImageFacts, quiet: Host) -> None:
+    assert good.kernel is not None
+    signs = good.kernel.signs
+    shown = audit(kernel(config=None)(good), quiet).predictions[0]
+    assert (shown.boots, shown.stage, shown.enforces) == (Answer.YES, Stage.RUNS, Answer.YES)
+    for symbol, stage in (
+        ("BLK_DEV_INITRD", Stage.INITRAMFS),
+        ("RD_GZIP", Stage.INITRAMFS),
+        ("DM_VERITY", Stage.VERITY),
+        ("CRYPTO_SHA256", Stage.VERITY),
+        ("DM_VERITY_VERIFY_ROOTHASH_SIG", Stage.VERITY),
+        ("EROFS_FS", Stage.MOUNT),
+    ):
+        hidden = audit(kernel(config=None, signs=signs - {symbol})(good), quiet).predictions[0]
+        assert (hidden.boots, hidden.stage) == (Answer.UNKNOWN, stage), symbol
+        told = audit(config(**{symbol: "n"})(good), quiet).predictions[0]
+        assert (told.boots, told.stage) == (Answer.NO, stage), symbol
 
 
 Rewrite = Callable[[FileTree, Host], FileTree]

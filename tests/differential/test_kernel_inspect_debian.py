@@ -14,6 +14,7 @@ import pytest
 from ipe_build.formats.dotconfig import DotConfig, parse_dotconfig
 from ipe_build.host import Host
 from ipe_build.kernel.inspect import inspect_kernel
+from ipe_build.kernel.signs import SIGNS
 from tests.missing import missing
 
 ARCHITECTURES = {"amd64": ("x86-64", ("bzImage", "zstd", "ELF")), "arm64": ("arm64", ("arm64 Image",))}
@@ -88,6 +89,9 @@ def test_stock_kernel_says_what_its_package_says(debian_kernel: Callable[[str], 
     assert not config.enabled("IKCONFIG")
     assert (config.text("IPE_BOOT_POLICY") or "", facts.boot_policy) == ("", None)
     assert len(facts.certificates) == 1, "the key that the package's build made for its modules"
+    assert facts.signs == {symbol for symbol in SIGNS if config.get(symbol) == "y"} - {"DM_VERITY_VERIFY_ROOTHASH_SIG"}, (
+        "dm-verity is a module there, and its option's code is in it"
+    )
 
 
 @pytest.mark.slow
