@@ -12,7 +12,6 @@ import os
 import shutil
 import signal
 import subprocess
-import time
 from pathlib import Path
 
 import pytest
@@ -70,24 +69,6 @@ def test_process_that_outlives_a_run_would_be_found(tmp_path) -> None:
             finally:
                 os.killpg(process.pid, signal.SIGKILL)
     assert processes_of(tmp_path) == {}
-
-
-def test_interrupted_build_leaves_nothing_running(second, tmp_path) -> None:
-    """A task that hangs, and a command that is killed: server, worker and task end with it."""
-    (tmp_path / "hangs").write_text(f"#!/bin/sh\ntouch {tmp_path}/started\nexec sleep 600\n")
-    (tmp_path / "hangs").chmod(0o755)
-    hanging = second.with_settings(**{"IPE_BUILD_CMD__pn-small-image": str(tmp_path / "hangs"), "SSTATE_MIRROR": ""})
-    process = hanging.start("small-image", "-c", "ipe_sign")
-    try:
-        while not (tmp_path / "started").exists():
-            assert process.poll() is None, process.communicate()
-            time.sleep(0.1)
-        assert processes_of(second.topdir)
-    finally:
-        process.kill()
-        process.communicate()
-    wait_for_processes_of(second.topdir)
-    assert second.built("small-image").ran == set()
 
 
 def test_changed_policy_makes_policy_initramfs_and_disk_never_rootfs_or_kernel(first_builder, second) -> None:

@@ -33,7 +33,8 @@ class Client:
     """The questions that `bb.siggen` asks."""
 
     def __init__(self, database: str) -> None:
-        self.connection = sqlite3.connect(database, timeout=60)
+        # The run queue's thread asks, the server's main thread closes.
+        self.connection = sqlite3.connect(database, timeout=60, check_same_thread=False)
         self.connection.executescript(SCHEMA)
 
     def close(self) -> None:
