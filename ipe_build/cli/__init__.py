@@ -10,7 +10,7 @@ import sys
 from typing import TYPE_CHECKING, NamedTuple, NoReturn, cast
 
 from ipe_build.cli.plain import NotPlainError, PlainParser
-from ipe_build.errors import ExitStatus, InterruptedRunError, IpeBuildError, OutputError
+from ipe_build.errors import ExitStatus, InputError, InterruptedRunError, IpeBuildError, OutputError
 from ipe_build.host import Host, Progress
 
 if TYPE_CHECKING:
@@ -41,16 +41,16 @@ VERBS: tuple[Verb, ...] = (
     Verb("keys", "keys", "make, show and check keys and certificates"),
     Verb("verity", "verity", "dm-verity hash trees: format, verify, dump, table"),
     Verb("fsverity", "fsverity", "fs-verity digests, signatures and manifests"),
-    Verb("sign", "sign", "sign what the device checks: policies, root hashes, fs-verity digests"),
+    Verb("sign", "sign", "sign what the device checks: policies, root hashes, fs-verity digests, EFI programs; here or elsewhere"),
     Verb("ima", "ima", "IMA and EVM: sign the files of a root filesystem, verify them, IMA policies"),
-    Verb("policy", "policy", "IPE policies: check, evaluate, render, diff, learn"),
-    Verb("kernel", "kernel", "kernel configuration, build and inspection"),
+    Verb("policy", "policy", "IPE policies: check, evaluate, render, diff, record, learn"),
+    Verb("kernel", "kernel", "kernels: configuration, build, inspection, sealing"),
     Verb("modules", "modules", "sign and verify kernel modules"),
     Verb("root", "root", "make an image a signed verity root: hash tree, root hash, signature, sidecars"),
-    Verb("image", "image", "make the parts of an image: filesystem, initramfs, disk"),
+    Verb("image", "image", "make the parts of an image: filesystem, initramfs, UKI, disk, flash files"),
     Verb("update", "update", "A/B updates: RAUC and SWUpdate images of verity slots, the policies while an update is in flight"),
     Verb("audit", "audit", "would this image boot and enforce: nothing is run"),
-    Verb("attest", "attest", "what a build consists of, for somebody who verifies it"),
+    Verb("attest", "attest", "what a boot will measure, a quote against it, who built the image out of what"),
     Verb("boot", "boot", "boot an image in QEMU and probe what runs and what is denied"),
 )
 
@@ -121,6 +121,8 @@ def add_common_options(parser: argparse.ArgumentParser | PlainParser) -> None:
 
 def _report(error: IpeBuildError, as_json: bool) -> int:
     """Prints an error to stderr (and, for --json, as the one JSON value) and returns its exit status."""
+    if not error.hint:
+        error.hint = _hint(error.__cause__)
     print(f"error: {error}", file=sys.stderr)
     if as_json:
         value = {"error": {"where": error.where, "message": error.message, "hint": error.hint, "status": int(error.status)}}
@@ -135,8 +137,43 @@ def _from_os(error: OSError) -> IpeBuildError:
     import errno
 
     where = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else ""
-    kind = OutputError if error.errno in (errno.ENOSPC, errno.EDQUOT) else IpeBuildError
-    return kind(error.strerror or str(error), where=where)
+    kind = OutputError if error.errno in (errno.ENOSPC, errno.EDQUOT) else InputError
+    message = {
+        errno.ENOENT: "wanted a file, there is none of this name",
+        errno.EISDIR: "wanted a file, this is a folder",
+        errno.ENOTDIR: "wanted a folder, this is a file or below one",
+    }.get(error.errno or 0, error.strerror or str(error))
+    return kind(message, where=where, hint=_hint(error))
+
+
+def _hint(cause: BaseException | None) -> str:
+    """Returns what to do about a refusal of the operating system, wherever it was noticed; nothing for another cause."""
+    if not isinstance(cause, OSError):
+        return ""
+    import errno
+
+    hints = {
+        errno.ENOENT: _no_such_name(cause),
+        errno.ENOTDIR: "a part of the path is a file",
+        errno.EISDIR: "name a file in it",
+        errno.EACCES: "its owner, mode or folder forbids it; say who may with chmod, or run as somebody who may",
+        errno.EROFS: "name a place on a filesystem that is mounted writable",
+        errno.ENOSPC: "free space, or name a place on another disk",
+        errno.EDQUOT: "free space, or name a place on another disk",
+        errno.EMFILE: "raise the limit on open files (ulimit -n)",
+    }
+    return hints.get(cause.errno or 0, "")
+
+
+def _no_such_name(cause: OSError) -> str:
+    """Returns the hint for a name that is not there: what it counts from is often what went wrong."""
+    from pathlib import Path
+
+    name = os.fsdecode(cause.filename) if isinstance(cause.filename, str | bytes) else ""
+    try:
+        return "check its spelling" if not name or Path(name).is_absolute() else f"relative names count from {Path.cwd()}"
+    except OSError:  # the working folder itself was removed
+        return "the working folder is gone"
 
 
 def _stop_on_signals() -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ipe_build.cli import Outcome
+from ipe_build.cli.inputs import in_image, write_all
 from ipe_build.errors import UsageError
 from ipe_build.formats.tpm_event_log import parse_event_log
 from ipe_build.steps.attest import FirmwareState, measure_image
@@ -33,15 +34,10 @@ def configure(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
 
 def run(arguments: argparse.Namespace, host: Host) -> Outcome:
     """Returns the reference values, and writes the files that were asked for."""
-    values = measure_image(arguments.image, firmware=_firmware(arguments), entry=arguments.entry)
-    for path, content in (
-        (arguments.output, values.to_bytes),
-        (arguments.pcrlock, values.to_pcrlock),
-        (arguments.corim, partial(_corim, values)),
-    ):
-        if path is not None:
-            with host.output(path, force=arguments.force) as temporary:
-                temporary.write_bytes(content())
+    with in_image(arguments.image):
+        values = measure_image(arguments.image, firmware=_firmware(arguments), entry=arguments.entry)
+    wanted = ((arguments.output, values.to_bytes), (arguments.pcrlock, values.to_pcrlock), (arguments.corim, partial(_corim, values)))
+    write_all([(path, content()) for path, content in wanted if path is not None], host, force=arguments.force)
     return Outcome(values.to_json(), _text(values))
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ipe_build.cli import Outcome
+from ipe_build.cli.inputs import in_image
 from ipe_build.errors import UsageError
 
 if TYPE_CHECKING:
@@ -38,7 +39,8 @@ def run(arguments: argparse.Namespace, host: Host) -> Outcome:
     if arguments.processors < 1:
         raise UsageError(f"wanted at least one processor, got {arguments.processors}", where="attest snp")
     with host.scratch() as folder:
-        kernel, initrd, options = kernel_files(arguments.image, folder)
+        with in_image(arguments.image):
+            kernel, initrd, options = kernel_files(arguments.image, folder)
         machine = (arguments.processors, arguments.processor_type, arguments.guest_features)
         digest = launch_digest(Launch(arguments.firmware, kernel, initrd, options, *machine))
     value: dict[str, object] = {"launch_digest": digest.hex(), "command_line": options, "run_on_hardware": False}

@@ -7,17 +7,25 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ipe_build.cli import Outcome
-from ipe_build.errors import ExitStatus, InputError, OutputError, UsageError
+from ipe_build.errors import ExitStatus, UsageError
 from ipe_build.host import Host
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from ipe_build.audit.findings import AuditReport
+    from ipe_build.audit.portrait import Portrait
     from ipe_build.policy.ledger import Ledger
 
 
 def configure(parser: ArgumentParser) -> None:
     """Adds the verb's words to its parser."""
     parser.add_argument(
-        "image", nargs="*", type=Path, help="a disk image, or its parts: root, hash tree, signature, ESP, kernel, initramfs, UKI"
+        "image",
+        nargs="*",
+        type=Path,
+        metavar="IMAGE|PART",
+        help="a disk image, or its parts: root, hash tree, signature, ESP, kernel, initramfs, UKI",
     )
     parser.add_argument("--kernel", type=Path, help="the kernel that will start it, instead of the one that its boot entry names")
     parser.add_argument("--initramfs", type=Path, action="append", default=[], help="likewise the initramfs; several follow each other")
@@ -36,9 +44,6 @@ def run(arguments: Namespace, host: Host) -> Outcome:
     import json
 
     from ipe_build.audit.report import render_text
-    from ipe_build.formats.dotconfig import parse_dotconfig
-    from ipe_build.pipeline import audit_image
-    from ipe_build.signing.loading import load_certificates
 
     if arguments.schema:
         from ipe_build.audit.schema import report_schema
@@ -48,11 +53,32 @@ def run(arguments: Namespace, host: Host) -> Outcome:
     if not arguments.image and arguments.kernel is None:
         raise UsageError("wanted an IMAGE to audit, or --schema", where="ipe-build audit")
     images = arguments.image or [arguments.kernel]
-    for path in (arguments.html, arguments.sarif):
-        if path is not None and path.exists() and not arguments.force:
-            raise OutputError("exists already and is left as it is", where=str(path), hint="name another file, or say --force")
+    outputs = [path for path in (arguments.html, arguments.sarif) if path is not None]
+    with host.outputs(*outputs, force=arguments.force) as temporaries:
+        report, portrait = _audited(images, arguments, host)
+        texts = []
+        if arguments.html is not None:
+            from ipe_build.audit.html import render_html
+
+            with host.progress.step("draw the report"):
+                texts.append(render_html(report, portrait))
+        if arguments.sarif is not None:
+            from ipe_build.audit.sarif import sarif_value
+
+            texts.append(json.dumps(sarif_value(report, images[0]), indent=2) + "\n")
+        for temporary, text in zip(temporaries, texts, strict=True):
+            temporary.write_text(text, encoding="utf-8")
+    return Outcome(report.to_json(), render_text(report), ExitStatus.FINDING if report.failed else ExitStatus.OK)
+
+
+def _audited(images: Sequence[Path], arguments: Namespace, host: Host) -> tuple[AuditReport, Portrait]:
+    """Returns the report on the images that the options describe, and what the map in it is drawn from."""
+    from ipe_build.formats.dotconfig import parse_dotconfig
+    from ipe_build.pipeline import audit_image
+    from ipe_build.signing.loading import load_certificates
+
     config = arguments.kernel_config
-    report, portrait = audit_image(
+    return audit_image(
         images,
         host,
         kernel=arguments.kernel,
@@ -62,28 +88,10 @@ def run(arguments: Namespace, host: Host) -> Outcome:
         config=parse_dotconfig(config.read_bytes(), where=str(config)) if config is not None else None,
         ledger=_ledger(arguments.ledger),
     )
-    if arguments.html is not None:
-        from ipe_build.audit.html import render_html
-
-        with host.progress.step("draw the report"):
-            _write(arguments.html, render_html(report, portrait), arguments.force, host)
-    if arguments.sarif is not None:
-        from ipe_build.audit.sarif import sarif_value
-
-        _write(arguments.sarif, json.dumps(sarif_value(report, images[0]), indent=2) + "\n", arguments.force, host)
-    return Outcome(report.to_json(), render_text(report), ExitStatus.FINDING if report.failed else ExitStatus.OK)
 
 
 def _ledger(path: Path | None) -> Ledger | None:
     """Returns the ledger named; a file that is not there is no empty ledger. Raises: InputError."""
-    from ipe_build.policy.ledger import read_ledger
+    from ipe_build.cli.policy_common import existing_ledger
 
-    if path is not None and not path.is_file():
-        raise InputError("wanted a ledger, there is no such file", where=str(path), hint="ipe-build policy record makes one")
-    return read_ledger(path) if path is not None else None
-
-
-def _write(path: Path, text: str, force: bool, host: Host) -> None:
-    """Writes a report."""
-    with host.output(path, force=force) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    return existing_ledger(path) if path is not None else None

@@ -15,7 +15,8 @@ from ipe_build.boot.prove import BootRequest, boot_image
 from ipe_build.boot.qemu import ARCHITECTURES, Machine
 from ipe_build.boot.secure_boot_proof import SecureBoot
 from ipe_build.cli import Outcome
-from ipe_build.errors import ExitStatus, InputError, OutputError, UsageError
+from ipe_build.cli.inputs import in_image, named
+from ipe_build.errors import ExitStatus, InputError, UsageError
 from ipe_build.signing.backends import BACKENDS, open_signer
 from ipe_build.signing.certificates import fingerprint
 from ipe_build.signing.loading import load_certificates
@@ -34,7 +35,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--force", action="store_true", help="replace OUT.json when it exists")
     what = parser.add_argument_group("what is booted (default: what the image's boot entry says)")
     what.add_argument("--kernel", type=Path, metavar="K", help="another kernel")
-    what.add_argument("--initrd", type=Path, metavar="I", help="another initramfs")
+    what.add_argument("--initramfs", "--initrd", type=Path, metavar="I", help="another initramfs")
     what.add_argument("--command-line", metavar="TEXT", help="another kernel command line")
     what.add_argument("--firmware", action="store_true", help="boot the unchanged image from UEFI firmware as well")
     device = parser.add_argument_group("what is known of the device")
@@ -57,7 +58,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     machine = parser.add_argument_group("the machine")
     machine.add_argument("--no-destructive", action="store_true", help="do not boot damaged copies")
-    machine.add_argument("--architecture", choices=sorted(ARCHITECTURES), default="x86-64")
+    machine.add_argument("--architecture", choices=sorted(ARCHITECTURES), default="x86-64", help="the image's (default: x86-64)")
     machine.add_argument("--kvm", action="store_true", help="let the processor run the guest instead of emulating it")
     machine.add_argument("--memory", type=int, default=512, metavar="MIB", help="memory (default: 512)")
     machine.add_argument("--timeout", type=float, default=120, metavar="S", help="seconds after which a boot counts as hung (default: 120)")
@@ -77,15 +78,15 @@ def run(arguments: argparse.Namespace, host: Host) -> Outcome:
         raise UsageError("--keys-in-db wants --db, and --uki-key for a kernel command line that starts the probes", where="ipe-build boot")
     if arguments.memory < 1 or arguments.timeout <= 0:
         raise UsageError("--memory and --timeout must be above zero", where="ipe-build boot")
-    if arguments.evidence and arguments.evidence.exists() and not arguments.force:
-        raise OutputError("exists already and is left as it is", where=str(arguments.evidence), hint="name another file, or say --force")
     if not arguments.image.is_file():
         raise InputError("wanted a disk image, there is no such file", where=str(arguments.image))
-    with host.scratch("ipe-build-foreign-") as folder:
-        evidence = boot_image(_request(arguments, make_foreign_signer(folder, host), host), host)
-    value = evidence_value(evidence)
-    if arguments.evidence:
-        with host.output(arguments.evidence, force=arguments.force) as temporary:
+    with host.outputs(*([arguments.evidence] if arguments.evidence else []), force=arguments.force) as temporaries:
+        with host.scratch("ipe-build-foreign-") as folder:
+            request = _request(arguments, make_foreign_signer(folder, host), host)
+            with in_image(arguments.image), named(arguments.policy or "", "IPE policy"):
+                evidence = boot_image(request, host)
+        value = evidence_value(evidence)
+        for temporary in temporaries:
             temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     return Outcome(value, evidence_table(evidence), ExitStatus.OK if evidence.as_expected else ExitStatus.FINDING)
 
@@ -96,7 +97,7 @@ def _request(arguments: argparse.Namespace, foreign: Signer, host: Host) -> Boot
     if arguments.policy is not None:
         signer = open_signer(arguments.key, arguments.cert, host)
         policy = PolicyMaterial(_read(arguments.policy), signer, foreign)
-    for path in (arguments.kernel, arguments.initrd):
+    for path in (arguments.kernel, arguments.initramfs):
         if path is not None and not path.is_file():
             raise InputError("wanted a file, there is none", where=str(path))
     return BootRequest(
@@ -109,7 +110,7 @@ def _request(arguments: argparse.Namespace, foreign: Signer, host: Host) -> Boot
             accelerator="kvm" if arguments.kvm else "tcg",
         ),
         kernel=arguments.kernel,
-        initrd=arguments.initrd,
+        initrd=arguments.initramfs,
         command_line=arguments.command_line,
         policy=policy,
         foreign=foreign,

@@ -14,7 +14,7 @@ from ipe_build.host import Host
 
 def configure(parser: ArgumentParser) -> None:
     """Adds the verb's words to its parser."""
-    parser.add_argument("file", nargs="?", type=Path, help="the configuration to check (ipe-build.toml)")
+    parser.add_argument("file", nargs="?", type=Path, metavar="FILE", help="the configuration to check (ipe-build.toml)")
     parser.add_argument("--schema", action="store_true", help="print every key with type, default and help; with --json a JSON Schema")
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from uuid import NAMESPACE_URL, UUID, uuid5
 
 from ipe_build.cli import Outcome
+from ipe_build.cli.inputs import in_image, named
 from ipe_build.cli.payloads import TRUSTED_HELP, target_of, target_options
 from ipe_build.errors import ExitStatus, InputError, UsageError
 from ipe_build.formats.dotconfig import parse_dotconfig
@@ -104,7 +105,8 @@ def _sign(arguments: argparse.Namespace, host: Host) -> Outcome:
         True if arguments.keep_owners else None,
         additions,
     )
-    image = sign_image(request, form, arguments.output, host, force=arguments.force)
+    with named(arguments.source, "IMA"), in_image(arguments.source):
+        image = sign_image(request, form, arguments.output, host, force=arguments.force)
     value = {
         "path": str(image.path),
         "filesystem": str(image.filesystem),
@@ -128,7 +130,8 @@ def _verify(arguments: argparse.Namespace, host: Host) -> Outcome:
     trusted = read_trusted(arguments.trusted).certificates
     evm_trusted = read_trusted(arguments.evm_trusted).certificates if arguments.evm_trusted else ()
     with host.scratch() as scratch:
-        rootfs = _entries(arguments.source, scratch, host)
+        with in_image(arguments.source):
+            rootfs = _entries(arguments.source, scratch, host)
         verdicts = verify_rootfs(rootfs, trusted, evm_trusted, files=ImaFiles(arguments.files))
     counts = Counter(row.verdict for row in verdicts)
     value = {

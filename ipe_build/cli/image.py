@@ -11,6 +11,7 @@ from uuid import NAMESPACE_URL, UUID, uuid5
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from ipe_build.cli import Outcome, image_flash, image_uki
+from ipe_build.cli.inputs import root_hash_of
 from ipe_build.errors import InputError, UsageError
 from ipe_build.formats.cpio import CpioEntry, regular_file
 from ipe_build.formats.partition_types import PARTITION_TYPES
@@ -159,7 +160,7 @@ def _filesystem(arguments: argparse.Namespace, host: Host) -> Outcome:
 def _initramfs(arguments: argparse.Namespace, host: Host) -> Outcome:
     """Runs `image initramfs`."""
     request = InitramfsRequest(
-        root_hash=None if arguments.root_hash == "cmdline" else _root_hash(arguments.root_hash),
+        root_hash=None if arguments.root_hash == "cmdline" else root_hash_of(arguments.root_hash),
         filesystem=arguments.filesystem,
         init=arguments.init,
         init_from_command_line=arguments.init_override,
@@ -220,7 +221,7 @@ def _disk(arguments: argparse.Namespace, host: Host) -> Outcome:
     """Runs `image disk`."""
     if arguments.kernel is None and (arguments.initramfs is not None or arguments.command_line):
         raise UsageError("an initramfs or a command line needs a kernel", where="image disk", hint="give --kernel")
-    root_hash = _root_hash(arguments.root_hash)
+    root_hash = root_hash_of(arguments.root_hash)
     entry = None
     if arguments.kernel is not None:
         entry = BootEntry(arguments.name, arguments.name, arguments.kernel, arguments.initramfs, arguments.command_line)
@@ -230,6 +231,9 @@ def _disk(arguments: argparse.Namespace, host: Host) -> Outcome:
             where="--uki",
             hint="leave --kernel and --boot-loader out",
         )
+    for path in (arguments.kernel, arguments.initramfs):
+        if path is not None:
+            path.open("rb").close()  # mcopy would only say that it failed
     request = DiskRequest(
         filesystem=arguments.filesystem,
         hash_area=arguments.hash or Path(f"{arguments.filesystem}.verity"),
@@ -279,17 +283,6 @@ def _disk_text(disk: Disk) -> str:
     for partition in disk.table.partitions:
         lines.append(f"  {partition.number}  {partition.offset_bytes:>12} {partition.size_bytes:>12}  {partition.uuid}  {partition.name}")
     return "\n".join(lines)
-
-
-def _root_hash(text: str) -> bytes:
-    """Returns the root hash that an option gives in hex or as a file of hex. Raises: UsageError."""
-    path = Path(text)
-    if "/" in text or path.is_file():
-        text = _read(path).decode("ascii", "replace").strip()
-    try:
-        return bytes.fromhex(text)
-    except ValueError:
-        raise UsageError(f"wanted hex digits or a file that holds them, got {text!r}", where="--root-hash") from None
 
 
 def _uuid(text: str | None) -> UUID | None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ipe_build.cli import Outcome
+from ipe_build.cli.inputs import in_image
 from ipe_build.errors import UsageError
 from ipe_build.image.disk import read_disk
 from ipe_build.image.flash import FlashRequest, make_flash_files
@@ -34,6 +35,8 @@ def run(arguments: argparse.Namespace, host: Host) -> Outcome:
     request = FlashRequest(**wanted, level=arguments.level) if any(wanted.values()) else FlashRequest(level=arguments.level)
     folder = arguments.output or arguments.disk.parent
     if not folder.is_dir():
-        raise UsageError("wanted a folder", where=f"--output {folder}")
-    files = make_flash_files(read_disk(arguments.disk), folder, request, host, force=arguments.force)
+        raise UsageError("wanted a folder, there is none", where=f"--output {folder}", hint=f"mkdir -p {folder}")
+    with in_image(arguments.disk):
+        disk = read_disk(arguments.disk)
+    files = make_flash_files(disk, folder, request, host, force=arguments.force)
     return Outcome({"disk": str(arguments.disk), "files": [str(file) for file in files]}, "\n".join(map(str, files)))

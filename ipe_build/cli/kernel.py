@@ -95,6 +95,7 @@ def _configure_fragment(parser: ArgumentParser) -> None:
     _need_options(parser)
     parser.add_argument("--list", action="store_true", help="print the features and the symbols of each, and end")
     parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="write it there instead of printing it")
+    parser.add_argument("--force", action="store_true", help="replace FILE when it exists")
 
 
 def _run_fragment(arguments: Namespace, host: Host) -> Outcome:
@@ -105,7 +106,7 @@ def _run_fragment(arguments: Namespace, host: Host) -> Outcome:
     wanted = _fragment(arguments)
     text = render_fragment(wanted)
     if arguments.output is not None:
-        with host.output(arguments.output) as temporary:
+        with host.output(arguments.output, force=arguments.force) as temporary:
             temporary.write_bytes(text)
     value = [{"symbol": row.symbol, "value": row.value, "why": row.why, "needs": list(row.needs)} for row in wanted.wanted]
     return Outcome(value, f"wrote {arguments.output}" if arguments.output else text.decode().rstrip())
@@ -170,6 +171,7 @@ def _configure_build(parser: ArgumentParser) -> None:
 
 def _run_build(arguments: Namespace, host: Host) -> Outcome:
     """Builds, copies the result to the output folder and returns where everything is."""
+    host.check_output_directory(arguments.output, marker="kernel.config")
     request = kernel_request(
         arguments.source,
         board=arguments.board,

@@ -7,6 +7,8 @@ from hashlib import sha256
 from pathlib import Path
 
 from ipe_build.cli import Outcome
+from ipe_build.cli.inputs import named
+from ipe_build.cli.policy_common import digest_word
 from ipe_build.errors import ExitStatus, InputError
 from ipe_build.host import Host
 from ipe_build.kernel.compare import Comparison, compare_kernels
@@ -38,10 +40,17 @@ def configure_seal(parser: ArgumentParser) -> None:
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--boot-policy", type=Path, metavar="FILE", help="the policy to write into it")
     what.add_argument(
-        "--root-hash", action="append", metavar="ALGORITHM:HEX", help="render it from the template `sealed` for this root; repeatable"
+        "--root-hash",
+        "--roothash",
+        type=digest_word,
+        action="append",
+        metavar="ALG:HEX|FILE",
+        help="render it from the template `sealed` for this root; repeatable",
     )
     parser.add_argument("--name", default="ipe-boot", help="with --root-hash: policy_name (default ipe-boot)")
-    parser.add_argument("--version", default="0.0.1", help="with --root-hash: policy_version (default 0.0.1)")
+    parser.add_argument(
+        "--policy-version", "--version", default="0.0.1", metavar="A.B.C", help="with --root-hash: policy_version (default 0.0.1)"
+    )
     parser.add_argument("--again", action="store_true", help="also seal a kernel that was sealed with another policy")
     parser.add_argument("--strip-signature", action="store_true", help="take an Authenticode signature off; it would not fit any more")
     parser.add_argument("--verify", type=Path, metavar="SEALED", help="write nothing; say whether SEALED is what comes out")
@@ -53,12 +62,18 @@ def run_seal(arguments: Namespace, host: Host) -> Outcome:
     """Seals, and writes the kernel or compares it with the one that was given."""
     if (arguments.output is None) == (arguments.verify is None):
         raise InputError("wanted either an output (-o FILE) or a kernel to compare with (--verify SEALED)", where="kernel seal")
-    variables = {"name": arguments.name, "version": arguments.version, "role": str(Role.BOOT), "root_hashes": arguments.root_hash or ()}
+    variables = {
+        "name": arguments.name,
+        "version": arguments.policy_version,
+        "role": str(Role.BOOT),
+        "root_hashes": [str(digest) for digest in arguments.root_hash or ()],
+    }
     policy = _read(arguments.boot_policy) if arguments.boot_policy is not None else render("sealed", variables)
     try:
         sealed = seal_kernel(_read(arguments.image), policy, host, again=arguments.again, strip_signature=arguments.strip_signature)
     except InputError as error:
-        raise type(error)(error.message, where=f"{arguments.image}: {error.where}", hint=error.hint) from None
+        error.where = f"{arguments.image}: {error.where}" if error.where else str(arguments.image)
+        raise
     value: dict[str, object] = {
         "image": str(arguments.verify or arguments.output),
         "sha256": sha256(sealed.image).hexdigest(),
@@ -86,7 +101,8 @@ def configure_compare(parser: ArgumentParser) -> None:
 
 def run_compare(arguments: Namespace, host: Host) -> Outcome:
     """Returns whether two kernels are the same, and where they differ."""
-    found = compare_kernels(_read(arguments.one), _read(arguments.other))
+    with named(f"{arguments.one} or {arguments.other}", "kernel image"):
+        found = compare_kernels(_read(arguments.one), _read(arguments.other))
     return _compared(found, {"one": str(arguments.one), "other": str(arguments.other)}, str(arguments.one), str(arguments.other))
 
 

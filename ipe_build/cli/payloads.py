@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ipe_build.cli.inputs import named, root_hash_of
 from ipe_build.errors import InputError, UsageError
 from ipe_build.formats.ima_signature import parse_ima_signature
 from ipe_build.integrity.fsverity import FsVerityParameters, measure
@@ -19,13 +19,13 @@ if TYPE_CHECKING:
     from ipe_build.host import Host
 
 TRUSTED_HELP = "what the kernel trusts: certificates (PEM, DER), a kernel image, a .config, or a UEFI db (.esl, .auth)"
-_ROOT_HASH = re.compile(r"[0-9A-Fa-f]{40,128}")
 
 
 def policy_payload(text: str) -> bytes:
     """Returns the policy's text, which the kernel must be able to load. Raises: InputError."""
     payload = Path(text).read_bytes()
-    PROFILES["ipe-policy"].check(payload)
+    with named(text, "ipe-policy payload"):
+        PROFILES["ipe-policy"].check(payload)
     result = parse(payload)
     if result.problem is not None:
         problem = result.problem
@@ -37,16 +37,7 @@ def policy_payload(text: str) -> bytes:
 
 def root_hash_text(text: str) -> bytes:
     """Returns the payload of a root hash given as hex, or in a file as hex. Raises: InputError."""
-    path, hexadecimal = Path(text), text
-    if not _ROOT_HASH.fullmatch(text) or path.is_file():
-        if not path.is_file():
-            raise InputError(
-                "is neither a root hash in hex (40 to 128 digits) nor a file that holds one", where=text[:200], hint="see: verity format"
-            )
-        hexadecimal = path.read_bytes()[:4096].decode("ascii", "replace").strip()
-    if not _ROOT_HASH.fullmatch(hexadecimal) or len(hexadecimal) % 2:
-        raise InputError(f"wanted 40 to 128 hex digits, got {hexadecimal[:140]!r}", where=text[:200])
-    return root_hash_payload(bytes.fromhex(hexadecimal))
+    return root_hash_payload(root_hash_of(text, "HEX|FILE"))
 
 
 def fsverity_options(parser: argparse.ArgumentParser) -> None:

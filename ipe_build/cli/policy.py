@@ -23,6 +23,7 @@ from ipe_build.cli.policy_common import (
     config_of,
     digest_word,
     encodable,
+    existing_ledger,
     fact_options,
     kernel_of,
     load_policy,
@@ -35,7 +36,7 @@ from ipe_build.errors import ExitStatus, UsageError
 from ipe_build.host import Host
 from ipe_build.policy.files import policy_files, read_policy
 from ipe_build.policy.findings import Target
-from ipe_build.policy.ledger import Ledger, read_ledger
+from ipe_build.policy.ledger import Ledger
 from ipe_build.policy.lint import RULES, Report, check
 from ipe_build.policy.model import PolicyVersion
 from ipe_build.policy.parser import Role, parse
@@ -87,7 +88,7 @@ def _run_check(arguments: Namespace, host: Host) -> Outcome:
         raise UsageError("wanted at least one FILE or DIR", where="ipe-build policy check")
     config, kernel = config_of(arguments), kernel_of(arguments)
     role = Role.BOOT if arguments.boot_policy else Role.DEVICE
-    ledger = read_ledger(arguments.ledger) if arguments.ledger else None
+    ledger = existing_ledger(arguments.ledger) if arguments.ledger else None
     survey = survey_of(arguments, host)
     active = load_policy(arguments.active) if arguments.active else None
     failing = {"error", "warning"} if arguments.strict else {"error"}
@@ -146,13 +147,14 @@ def _report_lines(path: Path, report: Report) -> list[str]:
 
 
 def _configure_render(parser: ArgumentParser) -> None:
-    parser.add_argument("template", nargs="?", help="a profile's name (see --list) or a jinja2 template's file")
+    parser.add_argument("template", nargs="?", metavar="TEMPLATE", help="a profile's name (see --list) or a jinja2 template's file")
     parser.add_argument("--list", action="store_true", help="print the profiles and the variables and end")
     parser.add_argument("-s", "--set", action="append", default=[], metavar="NAME=VALUE", help="a variable (repeatable)")
     parser.add_argument("--name", help="policy_name")
     parser.add_argument("--policy-version", metavar="A.B.C", help="policy_version")
     parser.add_argument("--role", choices=[role.value for role in Role], help="compiled into the kernel, or loaded later")
     parser.add_argument(
+        "--root-hash",
         "--roothash",
         type=digest_word,
         action="append",
@@ -173,8 +175,8 @@ def _run_render(arguments: Namespace, host: Host) -> Outcome:
     variables: dict[str, object] = dict(_assignment(word) for word in arguments.set)
     named = {"name": arguments.name, "version": arguments.policy_version, "role": arguments.role}
     variables |= {name: value for name, value in named.items() if value is not None}
-    if arguments.roothash:
-        variables["root_hashes"] = [str(digest) for digest in arguments.roothash]
+    if arguments.root_hash:
+        variables["root_hashes"] = [str(digest) for digest in arguments.root_hash]
     text = render(arguments.template, variables)
     value = {"template": arguments.template, "text": text.decode(), "sha256": hashlib.sha256(text).hexdigest()}
     if arguments.output is None:

@@ -19,7 +19,7 @@ from ipe_build.cli.policy_common import (
     survey_of,
     target_options,
 )
-from ipe_build.errors import ExitStatus, UsageError
+from ipe_build.errors import ExitStatus, InputError, UsageError
 from ipe_build.formats.audit_log import Log, read_log
 from ipe_build.host import Host
 from ipe_build.integrity.fsverity import FsVerityParameters, measure
@@ -174,7 +174,15 @@ def configure_learn(parser: ArgumentParser) -> None:
         "logs", nargs="+", type=Path, metavar="AUDITLOG", help="dmesg, journalctl -k, journalctl -o json, audit.log; - is stdin"
     )
     parser.add_argument("--policy", type=Path, metavar="FILE", help="the policy that was in force")
-    parser.add_argument("--roothash", type=digest_word, action="append", default=[], metavar="ALG:HEX|FILE", help="root hash of a volume")
+    parser.add_argument(
+        "--root-hash",
+        "--roothash",
+        type=digest_word,
+        action="append",
+        default=[],
+        metavar="ALG:HEX|FILE",
+        help="root hash of a volume (repeatable)",
+    )
     parser.add_argument("--root", type=Path, metavar="DIR", help="the device's files: fs-verity digests are made of those denied")
     parser.add_argument("--last-resort", action="store_true", help="also propose rules that let unverified things through (=FALSE)")
 
@@ -182,6 +190,8 @@ def configure_learn(parser: ArgumentParser) -> None:
 def run_learn(arguments: Namespace, host: Host) -> Outcome:
     """Returns each denial explained, and rules to add."""
     logs = [(path, read_log(read_file(path))) for path in arguments.logs]
+    if arguments.root is not None and not arguments.root.is_dir():
+        raise InputError("wanted the folder of the device's files", where=f"--root {arguments.root}", hint="a mounted or unpacked root")
 
     def file_digest(path: str) -> Digest | None:
         place = None if arguments.root is None else arguments.root / path.lstrip("/")
@@ -190,7 +200,7 @@ def run_learn(arguments: Namespace, host: Host) -> Outcome:
         return Digest(b"sha256", measure(place, FsVerityParameters(), host).digest)
 
     policy = load_policy(arguments.policy) if arguments.policy else None
-    knowledge = Knowledge(policy, tuple(arguments.roothash), file_digest, arguments.last_resort)
+    knowledge = Knowledge(policy, tuple(arguments.root_hash), file_digest, arguments.last_resort)
     lesson = learn((record for _path, log in logs for record in log.records), knowledge)
     return Outcome(_lesson_value(lesson, logs), "\n".join(_lesson_lines(lesson, logs)))
 

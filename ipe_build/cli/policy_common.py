@@ -13,6 +13,7 @@ from ipe_build.host import Host
 from ipe_build.policy.evaluate import Enabled, all_enabled
 from ipe_build.policy.facts import Digest, Facts
 from ipe_build.policy.files import read_policy
+from ipe_build.policy.ledger import Ledger, read_ledger
 from ipe_build.policy.model import Policy
 from ipe_build.policy.parser import Role, parse
 from ipe_build.policy.properties import DIGEST_SIZES
@@ -24,7 +25,9 @@ from ipe_build.policy.versions import DEFAULT_KERNEL, KernelVersion
 def target_options(parser: ArgumentParser) -> None:
     """Adds the options that describe the target kernel."""
     parser.add_argument("--kernel-version", metavar="A.B", help=f"the target kernel (default {DEFAULT_KERNEL})")
-    parser.add_argument("--target-config", type=Path, metavar=".config", help="the target kernel's resolved configuration")
+    parser.add_argument(
+        "--kernel-config", "--target-config", type=Path, metavar=".config", help="the target kernel's resolved configuration"
+    )
 
 
 def fact_options(parser: ArgumentParser) -> None:
@@ -32,7 +35,11 @@ def fact_options(parser: ArgumentParser) -> None:
     flag = {"nargs": "?", "const": True, "default": False, "type": _truth, "metavar": "TRUE|FALSE"}
     parser.add_argument("--boot-verified", help="the file is in the initramfs", **flag)  # type: ignore[arg-type]
     parser.add_argument(
-        "--roothash", type=digest_word, metavar="ALG:HEX|FILE", help="the file is on a dm-verity volume with this root hash"
+        "--root-hash",
+        "--roothash",
+        type=digest_word,
+        metavar="ALG:HEX|FILE",
+        help="the file is on a dm-verity volume with this root hash",
     )
     parser.add_argument("--signed", help="the volume was opened with its root hash's signature", **flag)  # type: ignore[arg-type]
     parser.add_argument("--fsverity-digest", type=digest_word, metavar="ALG:HEX", help="the file has fs-verity and this digest")
@@ -44,7 +51,7 @@ def fact_options(parser: ArgumentParser) -> None:
 def facts_of(arguments: Namespace) -> Facts:
     """Returns the facts that the options say. A signed volume or file without its digest has one that no rule names."""
     unknown = Digest(b"", b"not named")
-    root = arguments.roothash or (unknown if arguments.signed else None)
+    root = arguments.root_hash or (unknown if arguments.signed else None)
     file = arguments.fsverity_digest or (unknown if arguments.fsverity_signed else None)
     return Facts(not arguments.no_file, arguments.boot_verified, root, arguments.signed, file, arguments.fsverity_signed)
 
@@ -94,7 +101,7 @@ def kernel_of(arguments: Namespace) -> KernelVersion:
 
 def config_of(arguments: Namespace) -> DotConfig | None:
     """Returns the target kernel's configuration, None where none was named."""
-    path: Path | None = arguments.target_config
+    path: Path | None = arguments.kernel_config
     return None if path is None else parse_dotconfig(read_file(path), where=str(path))
 
 
@@ -126,6 +133,13 @@ def load_policy(path: Path, kernel: KernelVersion = DEFAULT_KERNEL) -> Policy:
             hint=problem.hint if problem else "",
         )
     return result.policy
+
+
+def existing_ledger(path: Path) -> Ledger:
+    """Returns the ledger in a file that must be there: with a misspelled name nothing would be compared. Raises: InputError."""
+    if not path.is_file():
+        raise InputError("wanted a ledger, there is no such file", where=str(path), hint="ipe-build policy record makes one")
+    return read_ledger(path)
 
 
 def shown(path: Path) -> str:

@@ -12,6 +12,7 @@ from uuid import UUID
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from ipe_build.cli import Outcome
+from ipe_build.cli.inputs import named
 from ipe_build.errors import UsageError
 from ipe_build.formats.verity_sig import VeritySignature
 from ipe_build.image.disk import partition_uuids
@@ -23,6 +24,7 @@ from ipe_build.signing.verify import verify_signature
 
 if TYPE_CHECKING:
     from ipe_build.host import Host
+    from ipe_build.signing.signer import Signer
 
 _DIGEST_MINIMUM = 32
 
@@ -60,30 +62,34 @@ def run(arguments: argparse.Namespace, host: Host) -> Outcome:
     parameters = VerityParameters(
         arguments.hash_name, _salt(arguments), arguments.uuid, arguments.data_block_size, arguments.hash_block_size
     )
-    tree = format_image(image, _beside(image, ".verity"), parameters, host, pad=arguments.pad, force=arguments.force)
-    payload = root_hash_payload(tree.root_hash)
-    contents = {".roothash": payload + b"\n", ".verity.env": _environment(image, tree)}
-    if signed:
-        contents |= _signature_files(arguments, tree, payload, host)
-    for suffix, content in contents.items():
-        with host.output(_beside(image, suffix), force=arguments.force) as temporary:
+    # The key is opened before the image is hashed, and all files appear together: a set of an old and a new root boots nowhere.
+    signer = open_signer(arguments.key, arguments.cert, host) if arguments.key is not None else None
+    suffixes = (".verity", ".roothash", ".verity.env", *((".roothash.p7s", ".verity-sig") if signed else ()))
+    places = [_beside(image, suffix) for suffix in suffixes]
+    with host.outputs(*places, force=arguments.force) as (hash_area, *others):
+        with named(places[0], str(hash_area)):
+            tree = format_image(image, hash_area, parameters, host, pad=arguments.pad, force=arguments.force)
+        payload = root_hash_payload(tree.root_hash)
+        contents = [payload + b"\n", _environment(image, tree)]
+        if signed:
+            contents += _signature_files(arguments, signer, tree, payload)
+        for temporary, content in zip(others, contents, strict=True):
             temporary.write_bytes(content)
-    files = [str(_beside(image, suffix)) for suffix in (".verity", *contents)]
+    files = [str(place) for place in places]
     value: dict[str, object] = {"image": str(image), "root_hash": tree.root_hash.hex(), "signed": signed, "files": files}
     return Outcome(value, f"{image}: root hash {tree.root_hash.hex()}, {'signed' if signed else 'not signed'}")
 
 
-def _signature_files(arguments: argparse.Namespace, tree: VerityTree, payload: bytes, host: Host) -> dict[str, bytes]:
-    """Returns suffix and content of the files that hold the signature, which is checked before it is kept."""
+def _signature_files(arguments: argparse.Namespace, signer: Signer | None, tree: VerityTree, payload: bytes) -> list[bytes]:
+    """Returns the signature, checked before it is kept, and the content of the signature partition."""
     profile = PROFILES["dm-verity-root-hash"]
-    if arguments.key is not None:
-        signer = open_signer(arguments.key, arguments.cert, host)
+    if signer is not None:
         certificate, signature = signer.certificate, sign_payload(profile, payload, signer)
     else:
         certificate, signature = load_certificate(arguments.cert), arguments.signature.read_bytes()
     verify_signature(profile, payload, signature, [certificate])
     fingerprint = hashlib.sha256(certificate.public_bytes(Encoding.DER)).digest()
-    return {".roothash.p7s": signature, ".verity-sig": VeritySignature(tree.root_hash, fingerprint, signature).build()}
+    return [signature, VeritySignature(tree.root_hash, fingerprint, signature).build()]
 
 
 def _environment(image: Path, tree: VerityTree) -> bytes:

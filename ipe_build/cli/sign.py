@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ipe_build.cli import Outcome, sign_efi, sign_plan
+from ipe_build.cli.inputs import write_all
 from ipe_build.cli.payloads import (
     TRUSTED_HELP,
     evm_attributes,
@@ -76,12 +77,11 @@ def run(arguments: argparse.Namespace, host: Host) -> Outcome:
     signature = sign_payload(profile, payload, signer, arguments.digest, target_of(arguments))
     # The signature is checked before it is kept: a token or a signing server may give back anything.
     verify_signature(profile, payload, signature, [signer.certificate])
-    with host.output(arguments.output, force=arguments.force) as temporary:
-        temporary.write_bytes(signature)
+    contents = [(arguments.output, signature)]
     if getattr(arguments, "verity_sig", None) is not None:
         partition = VeritySignature(bytes.fromhex(payload.decode()), bytes.fromhex(fingerprint(signer.certificate)), signature)
-        with host.output(arguments.verity_sig, force=arguments.force) as temporary:
-            temporary.write_bytes(partition.build())
+        contents.append((arguments.verity_sig, partition.build()))
+    write_all(contents, host, force=arguments.force)
     value = {
         "profile": profile.name,
         "output": str(arguments.output),

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from cryptography import x509
 
 from ipe_build.cli import Outcome
+from ipe_build.cli.inputs import named
 from ipe_build.errors import SignatureError
 from ipe_build.formats.efi_signature_list import starts_like_signature_list
 from ipe_build.formats.pe import authenticode_digest
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from ipe_build.host import Host
 
 ACTIONS = ("efi", "uki")
+_NAMELESS = ("EFI image", "PE image")
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -34,7 +36,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def sign(arguments: argparse.Namespace, host: Host) -> Outcome:
     """Writes the signed program. The signature is checked before it is used."""
     signer = open_signer(arguments.key, arguments.cert, host)
-    made = sign_image(arguments.input.read_bytes(), signer, arguments.digest, keep=arguments.keep)
+    with named(arguments.input, *_NAMELESS):
+        made = sign_image(arguments.input.read_bytes(), signer, arguments.digest, keep=arguments.keep)
     with host.output(arguments.output, force=arguments.force) as temporary:
         temporary.write_bytes(made)
     subject = signer.certificate.subject.rfc4514_string()
@@ -53,8 +56,9 @@ def sign(arguments: argparse.Namespace, host: Host) -> Outcome:
 def verify(program: Path, trusted: Path, forbidden: Path | None) -> Outcome:
     """Says who vouches for a signed program: firmware's db, certificates, or the keys of a kernel that is to start it by kexec."""
     data = program.read_bytes()
-    digest = authenticode_digest(data)
-    signer = _judged(data, trusted, forbidden)
+    with named(program, *_NAMELESS):
+        digest = authenticode_digest(data)
+        signer = _judged(data, trusted, forbidden)
     subject = signer.subject.rfc4514_string() if signer is not None else None
     value = {
         "profile": "efi-image",

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from cryptography import x509
 
 from ipe_build.cli import Outcome
+from ipe_build.cli.inputs import files_below
 from ipe_build.cli.payloads import fsverity_options, fsverity_payload, policy_payload, root_hash_text, target_of, target_options
 from ipe_build.errors import ExitStatus, InputError, UsageError
 from ipe_build.formats.module_signature import strip_signatures
@@ -121,7 +122,7 @@ def _files(places: list[Path]) -> Iterator[Path]:
     """Yields files, and the ordinary files below folders, sorted. Raises: InputError."""
     for place in places:
         if place.is_dir():
-            yield from (path for path in sorted(place.rglob("*")) if path.is_file() and not path.is_symlink())
+            yield from files_below(place)
         elif place.is_file():
             yield place
         else:

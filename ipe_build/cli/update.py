@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ipe_build.cli import Outcome
+from ipe_build.cli.inputs import in_image, write_all
 from ipe_build.cli.policy_common import digest_word
 from ipe_build.errors import UsageError
-from ipe_build.image.disk import read_disk
+from ipe_build.image.disk import Disk, read_disk
 from ipe_build.image.update import (
     BOOTLOADERS,
     UpdateSettings,
@@ -23,6 +24,7 @@ from ipe_build.image.update import (
 from ipe_build.policy.ledger import read_ledger, render_ledger
 from ipe_build.policy.transition import TEMPLATE, transition
 from ipe_build.signing.backends import BACKENDS, open_signer
+from ipe_build.signing.loading import load_certificate
 from ipe_build.signing.profiles import PROFILES, sign_payload
 
 if TYPE_CHECKING:
@@ -98,7 +100,7 @@ def _config(arguments: argparse.Namespace, host: Host) -> Outcome:
     if out.exists() and any(out.iterdir()) and not arguments.force:
         raise UsageError("exists already and is left as it is", where=str(out), hint="remove it, or say --force")
     with host.output_directory(out, marker=_MARKER) as folder:
-        images = write_update_folder(read_disk(arguments.disk), settings, folder)
+        images = write_update_folder(_disk(arguments.disk), settings, folder)
         (folder / "system.conf").write_text(system_conf(settings), encoding="utf-8")
         (folder / "ipe-slot").write_text(slot_program(), encoding="utf-8")
         (folder / "ipe-slot").chmod(0o755)
@@ -110,18 +112,23 @@ def _config(arguments: argparse.Namespace, host: Host) -> Outcome:
 def _device(arguments: argparse.Namespace, host: Host) -> Outcome:
     """Runs `update device`."""
     files = device_files(_settings(arguments))
-    for file in files:
-        place = arguments.output / file.path
+    places = [arguments.output / file.path for file in files]
+    for place in places:
         place.parent.mkdir(parents=True, exist_ok=True)
-        with host.output(place, force=arguments.force) as temporary:
+    with host.outputs(*places, force=arguments.force) as temporaries:
+        for temporary, file in zip(temporaries, files, strict=True):
             temporary.write_text(file.text, encoding="utf-8")
             temporary.chmod(file.mode)
     return Outcome([file.path for file in files], "\n".join(f"/{file.path}" for file in files))
 
 
 def _rauc(arguments: argparse.Namespace, host: Host) -> Outcome:
-    """Runs `update rauc`."""
-    disk = read_disk(arguments.disk)
+    """Runs `update rauc`. RAUC signs by itself; a key file is looked at before, since we say more about a wrong one."""
+    if arguments.key.startswith("file:") and "?" not in arguments.key:
+        open_signer(arguments.key, arguments.cert, host)
+    else:
+        load_certificate(arguments.cert)
+    disk = _disk(arguments.disk)
     make_rauc_bundle(disk, _settings(arguments), arguments.key, arguments.cert, arguments.output, host, force=arguments.force)
     return _made(arguments.output)
 
@@ -129,8 +136,14 @@ def _rauc(arguments: argparse.Namespace, host: Host) -> Outcome:
 def _swupdate(arguments: argparse.Namespace, host: Host) -> Outcome:
     """Runs `update swupdate`."""
     signer = open_signer(arguments.key, arguments.cert, host)
-    make_swupdate_image(read_disk(arguments.disk), _settings(arguments), signer, arguments.output, host, force=arguments.force)
+    make_swupdate_image(_disk(arguments.disk), _settings(arguments), signer, arguments.output, host, force=arguments.force)
     return _made(arguments.output)
+
+
+def _disk(path: Path) -> Disk:
+    """Returns the disk image. Raises: InputError naming it."""
+    with in_image(path):
+        return read_disk(path)
 
 
 def _made(path: Path) -> Outcome:
@@ -147,18 +160,15 @@ def _policy(arguments: argparse.Namespace, host: Host) -> Outcome:
     made = transition(
         arguments.name, tuple(map(str, arguments.old)), str(arguments.new), read_ledger(arguments.ledger), template=arguments.template
     )
-    files: list[str] = []
+    contents: list[tuple[Path, bytes]] = []
     for state, text in (("in-flight", made.in_flight), ("final", made.final)):
         folder: Path = arguments.output / state
         folder.mkdir(parents=True, exist_ok=True)
-        contents = {".pol": text}
+        contents.append((folder / f"{arguments.name}.pol", text))
         if signer is not None:
-            contents[".p7b"] = sign_payload(PROFILES["ipe-policy"], text, signer)
-        for suffix, content in contents.items():
-            place = folder / f"{arguments.name}{suffix}"
-            with host.output(place, force=arguments.force) as temporary:
-                temporary.write_bytes(content)
-            files.append(str(place))
-    with host.output(arguments.ledger, force=True) as temporary:
-        temporary.write_bytes(render_ledger(made.ledger))
+            contents.append((folder / f"{arguments.name}.p7b", sign_payload(PROFILES["ipe-policy"], text, signer)))
+    with host.output(arguments.ledger, force=True) as ledger:  # what is not in the ledger must not go out, and the reverse
+        ledger.write_bytes(render_ledger(made.ledger))
+        write_all(contents, host, force=arguments.force)
+    files = [str(path) for path, _ in contents]
     return Outcome({"files": files, "ledger": str(arguments.ledger)}, "\n".join(files))

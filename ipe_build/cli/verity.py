@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ipe_build.cli import Outcome
+from ipe_build.cli.inputs import root_hash_of
 from ipe_build.errors import ExitStatus, InputError, UsageError
 from ipe_build.integrity.verity import FecParameters, VerityParameters, VerityTree
 
@@ -167,41 +168,31 @@ def _uuid(text: str | None) -> UUID | None:
         raise UsageError(f"wanted a UUID, got {text!r}", where="--uuid") from None
 
 
-def _root_hash(text: str) -> bytes:
-    """Returns a root hash from hex digits or the file that holds them. Raises: InputError, UsageError."""
-    path = Path(text)
-    if "/" in text or (len(text) < 200 and path.is_file()):
-        try:
-            return bytes.fromhex(path.read_text("ascii").strip())
-        except (OSError, ValueError) as error:
-            raise InputError(f"wanted a file with a root hash in hex: {error}", where=text) from error
-    return _hex(text, "--root-hash")
-
-
 def _format(arguments: argparse.Namespace, host: Host) -> Outcome:
     from ipe_build.integrity.verity import format_image
 
     hash_area = _hash_area(arguments)
     parameters = _parameters(arguments, _salt(arguments.salt, host), _uuid(arguments.uuid))
-    tree = format_image(
-        arguments.data,
-        hash_area,
-        parameters,
-        host,
-        fec_area=arguments.fec_device,
-        data_blocks=arguments.data_blocks,
-        pad=arguments.pad,
-        force=arguments.force,
-    )
-    if arguments.root_hash_file is not None:
-        with host.output(arguments.root_hash_file, force=arguments.force) as temporary:
+    more = [arguments.root_hash_file] if arguments.root_hash_file is not None else []
+    with host.outputs(*more, force=arguments.force) as temporaries:
+        tree = format_image(
+            arguments.data,
+            hash_area,
+            parameters,
+            host,
+            fec_area=arguments.fec_device,
+            data_blocks=arguments.data_blocks,
+            pad=arguments.pad,
+            force=arguments.force,
+        )
+        for temporary in temporaries:
             temporary.write_text(tree.root_hash.hex(), "ascii")
     return Outcome({"data": str(arguments.data), "hash": str(hash_area), **_value(tree)}, _text(tree))
 
 
 def _tree(arguments: argparse.Namespace) -> VerityTree:
     """Returns the tree that verify and table work on, with its root hash. Raises: InputError when that has a wrong length."""
-    root_hash = _root_hash(arguments.root_hash)
+    root_hash = root_hash_of(arguments.root_hash)
     tree = replace(_tree_without_root(arguments), root_hash=root_hash)
     wanted = tree.parameters.algorithm.digest_size
     if len(root_hash) != wanted:

@@ -144,6 +144,13 @@ class Host:
 
         write_small(path, parts, mode)
 
+    def outputs(self, *paths: Path, force: bool = False) -> AbstractContextManager[tuple[Path, ...]]:
+        """Yields a temporary name for each path, all checked before the block runs: either all files appear at its end or none.
+
+        Raises: OutputError as `output` does, and for a path that is named twice.
+        """
+        return output_files(paths, force=force)
+
     @contextmanager
     def output_directory(self, path: Path, *, marker: str) -> Iterator[Path]:
         """Yields an empty temporary folder beside `path`; exchanged for `path` in one step when the block ends well.

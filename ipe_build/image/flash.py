@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
-from ipe_build.errors import InputError, ToolMissingError
+from ipe_build.errors import InputError, OutputError, ToolMissingError
 from ipe_build.formats import android_sparse
 from ipe_build.formats.android_sparse import ChunkType
 from ipe_build.formats.bmap import BLOCK_BYTES, BlockMap, BlockRange
@@ -48,22 +48,20 @@ def make_flash_files(disk: Disk, folder: Path, request: FlashRequest, host: Host
 
     Raises: InputError, OutputError.
     """
-    name = disk.path.name
-    made: list[Path] = []
-    with open_image(disk.path) as read_at:
+    place = folder / f"{disk.path.name}.partitions"
+    parts = request.partitions or request.sparse
+    if parts and place.is_dir() and not force and any(place.iterdir()):
+        raise OutputError("exists already and is left as it is", where=str(place), hint="remove it, or say --force")
+    suffixes = [suffix for suffix, wanted in ((".bmap", request.bmap), (".zst", request.zstd)) if wanted]
+    made = [folder / f"{disk.path.name}{suffix}" for suffix in suffixes]
+    with open_image(disk.path) as read_at, host.outputs(*made, force=force) as temporaries:
         areas = used_areas(disk.table, read_at)
-        if request.bmap:
-            made.append(folder / f"{name}.bmap")
-            with host.output(made[-1], force=force) as temporary:
+        for suffix, temporary in zip(suffixes, temporaries, strict=True):
+            if suffix == ".bmap":
                 temporary.write_bytes(block_map(areas, disk.table.size_bytes, read_at).build())
-        if request.zstd:
-            made.append(folder / f"{name}.zst")
-            with host.output(made[-1], force=force) as temporary:
+            else:
                 _compress(disk, read_at, temporary, request.level, host)
-        if request.partitions or request.sparse:
-            place = folder / f"{name}.partitions"
-            if place.exists() and not force and any(place.iterdir()):
-                raise InputError("exists already and is left as it is", where=str(place), hint="remove it, or say --force")
+        if parts:
             with host.output_directory(place, marker="flash.sh") as temporary:
                 names = _write_partitions(disk, areas, read_at, temporary, sparse=request.sparse)
             made += [place / one for one in names]

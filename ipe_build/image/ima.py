@@ -117,7 +117,7 @@ def sign_rootfs(rootfs: Rootfs, request: ImaRequest, host: Host) -> Rootfs:
         message = f"{pending} of {len(chosen)} files wait for signatures from elsewhere"
         raise SignaturePendingError(message, where="IMA", hint="answer the requests, then run this again")
     if not signed:
-        raise InputError("holds no file to sign", where="IMA", hint=f"files = {request.files} chose none")
+        raise InputError("holds no file to sign", where="IMA", hint=f"of its files, `{request.files}` chose none")
     return Rootfs(tuple(changed.get(number, entry) for number, entry in enumerate(entries)))
 
 

@@ -120,7 +120,7 @@ class Rootfs:
 
 
 def read_folder(folder: Path, *, keep_owners: bool = False) -> Rootfs:
-    """Returns the root filesystem in a folder; symbolic links are not followed, hard links are kept.
+    """Returns the root filesystem in a folder; symbolic links in it are not followed (`folder` itself may be one), hard links are kept.
 
     Owners are 0:0 unless `keep_owners`, and the root's mode is 0755, so the user who builds does not leak into the image.
     Sockets are left out.
@@ -128,7 +128,7 @@ def read_folder(folder: Path, *, keep_owners: bool = False) -> Rootfs:
     """
     entries: list[Entry] = []
     first_names: dict[tuple[int, int], str] = {}
-    for path, place in _walk(folder):
+    for path, place in _walk(folder.resolve()):
         entry = _of_stat(path, place, keep_owners=keep_owners)
         if entry is None:
             continue

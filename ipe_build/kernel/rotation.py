@@ -14,6 +14,7 @@ from pathlib import Path
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
+from ipe_build.errors import InputError
 from ipe_build.formats.cms import SignerIdentity, decode_signed_data, signer_identity
 from ipe_build.formats.ima_signature import parse_ima_signature
 from ipe_build.formats.ima_xattr import parse_integrity_xattr
@@ -53,8 +54,12 @@ def find_artefacts(place: Path) -> tuple[Artefact, ...]:
 
 
 def _files(folder: Path) -> Iterator[Path]:
-    """Yields the regular files below a folder, symbolic links not followed."""
-    for parent, _, names in os.walk(folder):
+    """Yields the regular files below a folder, symbolic links not followed. Raises: InputError for a folder that cannot be listed."""
+
+    def refuse(error: OSError) -> None:
+        raise InputError(f"cannot be listed: {error.strerror}", where=str(error.filename)) from error
+
+    for parent, _, names in os.walk(folder, onerror=refuse):
         yield from (path for name in names if (path := Path(parent, name)).is_file() and not path.is_symlink())
 
 

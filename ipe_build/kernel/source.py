@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ipe_build.errors import InputError
+from ipe_build.errors import InputError, ToolFailedError
 from ipe_build.policy.versions import KernelVersion
 
 if TYPE_CHECKING:
@@ -59,7 +59,12 @@ def source_tree(source: Path, host: Host) -> SourceTree:
 
     def unpack(folder: Path) -> None:
         with host.progress.step(f"kernel: unpack {source.name}"):
-            host.run([*_UNPACK, "--file", source, "--directory", folder])
+            try:
+                host.run([*_UNPACK, "--file", source, "--directory", folder])
+            except ToolFailedError as error:
+                said = error.message.splitlines()
+                reason = said[min(1, len(said) - 1)].strip()
+                raise InputError(f"cannot be unpacked: {reason}", where=str(source), hint=error.hint) from error
         _check_tree(folder, str(source))
 
     folder = host.cache.entry("kernel-source", digest[:32], unpack).resolve()

@@ -128,8 +128,12 @@ def _copy(source: int, offset: int, length: int, target: int) -> None:
 
 
 def _walk(root: Path) -> _Files:
-    """Yields path, whether it is executable, and content of every regular file, sorted by path."""
-    for parent, folders, names in os.walk(root):
+    """Yields path, whether it is executable, and content of every regular file, sorted by path. Raises: InputError."""
+
+    def refuse(error: OSError) -> None:
+        raise InputError(f"cannot be listed: {error.strerror}", where=str(error.filename)) from error
+
+    for parent, folders, names in os.walk(root, onerror=refuse):
         folders.sort()
         for name in sorted(names):
             path = Path(parent, name)

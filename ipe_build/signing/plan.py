@@ -167,7 +167,8 @@ def read_answers(places: Sequence[Path]) -> dict[str, bytes]:
     found: dict[str, bytes] = {}
     for place in places:
         if place.is_dir():
-            new = {path.name.removesuffix(".sig"): path.read_bytes() for path in sorted(place.glob("*.sig"))}
+            # iterdir, not glob: that finds nothing in a folder that may not be read, and says nothing.
+            new = {path.name.removesuffix(".sig"): path.read_bytes() for path in sorted(place.iterdir()) if path.suffix == ".sig"}
         else:
             new = _read_json_answers(place)
         for row_id, signature in new.items():

@@ -83,7 +83,7 @@ def root_key(config: Config, more: Iterable[Entry], host: Host, signed_by: tuple
     """
     section = config.rootfs
     parts = [__version__, config.build.name, str(host.source_date_epoch), repr(section), repr(config.verity), *signed_by]
-    parts += [_status(path) for place in (section.source, *(one.source for one in section.file)) for path in _walk(place)]
+    parts += [_status(path) for place in (section.source, *(one.source for one in section.file)) for path in _walk(place.resolve())]
     for entry in more:
         content = entry.content.read_bytes() if isinstance(entry.content, Path) else entry.content
         assert isinstance(content, bytes)

@@ -70,10 +70,10 @@ def test_parts_of_an_image_are_made_one_after_the_other(root: Path, tmp_path: Pa
         (("image", "filesystem", "ROOT", "-o", "x", "--add", "a"), "wanted PATH=FILE[:MODE]"),
         (("image", "filesystem", "/nonexistent", "-o", "x"), "does not exist"),
         (("image", "filesystem", "ROOT", "-o", "x", "--filesystem", "btrfs"), "invalid choice"),
-        (("image", "initramfs", "-o", "x", "--root-hash", "zz", "--filesystem", "erofs"), "wanted hex digits"),
-        (("image", "initramfs", "-o", "x", "--root-hash", "00", "--filesystem", "erofs"), "wanted 32 to 64 bytes"),
+        (("image", "initramfs", "-o", "x", "--root-hash", "zz", "--filesystem", "erofs"), "wanted a root hash"),
+        (("image", "initramfs", "-o", "x", "--root-hash", "00" * 20, "--filesystem", "erofs"), "wanted 32 to 64 bytes"),
         (("image", "initramfs", "-o", "x", "--root-hash", "cmdline", "--filesystem", "erofs", "--signature", "none"), "needs a signature"),
-        (("image", "disk", "ROOT/etc/shadow", "-o", "x", "--root-hash", "00"), "at least 32 bytes"),
+        (("image", "disk", "ROOT/etc/shadow", "-o", "x", "--root-hash", "00" * 20), "at least 32 bytes"),
         (("image", "disk", "ROOT/etc/shadow", "-o", "x", "--root-hash", "00", "--initramfs", "i"), "needs a kernel"),
     ],
 )
