@@ -65,6 +65,7 @@ LINKS: tuple[LinkRow, ...] = (
             "boot-entry-unique",
             "boot-loader",
             "boot-loader-editor",
+            "boot-partitions",
             "command-line-init",
             "uki-signed",
             "uki-extras",

@@ -108,6 +108,7 @@ CHECKS: tuple[Check, ...] = (
     ),
     Check("boot-entry-unique", NOTE, "leave one entry, or keep each as good as the first", checks_boot.one_boot_entry, IMAGE),
     Check("boot-loader", NOTE, "[disk] boot_loader = true puts systemd-boot there", checks_boot.boot_loader, IMAGE),
+    Check("boot-partitions", WARNING, "leave one boot loader, in the EFI system partition", checks_boot.boot_partitions, IMAGE),
     Check("boot-loader-editor", WARNING, "write `editor no` into loader/loader.conf", checks_boot.boot_loader_editor, IMAGE),
     Check("command-line-signed", NOTE, "use a signed UKI with Secure Boot, or measure it", checks_boot.unsigned_command_line),
     Check(

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from ipe_build.audit.checks_command_line import OFF
 from ipe_build.audit.facts import EntryKind, ImageFacts
 from ipe_build.audit.outcome import Outcome, bad, good, unknown
+from ipe_build.formats.gpt import Partition
+from ipe_build.formats.partition_types import EFI_SYSTEM, EXTENDED_BOOT_LOADER
 
 if TYPE_CHECKING:
     from ipe_build.host import Host
@@ -52,6 +55,37 @@ def boot_loader(facts: ImageFacts, host: Host) -> Iterator[Outcome]:
             yield good(name, f"for {one.architecture}, {one.says or 'a unified kernel image'}")
         else:
             yield unknown(name, f"for {one.architecture}; it is not systemd-boot: whether it heeds the boot entries is not known")
+
+
+_STARTED = re.compile(r"efi/boot/boot[^/]+\.efi", re.IGNORECASE)
+_LISTED = re.compile(r"loader/entries/[^/]+\.conf|efi/linux/[^/]+\.efi", re.IGNORECASE)
+
+
+def startable(facts: ImageFacts) -> Iterator[tuple[Partition, str]]:
+    """Yields what else there is to start: partitions with a FAT filesystem, and the file on each.
+
+    Firmware (EDK II) starts the boot loader of the first partition that has one, whatever its type; systemd-boot lists the entries of an
+    extended boot loader partition. The EFI system partition of the other slot (esp-a, esp-b) is there on purpose.
+    """
+    esp = next((one for one in facts.table.partitions if one.type_uuid == EFI_SYSTEM), None) if facts.table is not None else None
+    for one in facts.partitions:
+        if one.partition is None or one.tree is None or one.filesystem != "vfat":
+            continue
+        if esp is not None and {esp.name, one.partition.name} == {"esp-a", "esp-b"}:
+            continue
+        patterns = (_STARTED, _LISTED) if one.partition.type_uuid == EXTENDED_BOOT_LOADER else (_STARTED,)
+        found = next((file.path for file in one.tree if any(pattern.fullmatch(file.path) for pattern in patterns)), None)
+        if found is not None:
+            yield one.partition, f"/{found}"
+
+
+def boot_partitions(facts: ImageFacts, host: Host) -> Iterator[Outcome]:
+    """Looks for boot loaders and boot entries on other partitions: firmware or systemd-boot may start those, which are not looked into."""
+    found = list(startable(facts))
+    for partition, path in found:
+        yield bad(f"partition {partition.number} {partition.name}".strip(), f"holds {path}, which may be started too, or instead")
+    if not found:
+        yield good("other partitions", "nothing there is started")
 
 
 def boot_loader_editor(facts: ImageFacts, host: Host) -> Iterator[Outcome]:

@@ -207,7 +207,7 @@ class RootFiles:
 
 @dataclass(frozen=True, slots=True)
 class OtherPartition:
-    """A partition that is no part of the verity root and not the EFI system partition.
+    """A partition that is no part of the verity root and not the EFI system partition that firmware starts from.
 
     `filesystem` is "" for none that is known; `tree` its files, None where they could not be read: `problem` says why.
     """
@@ -217,6 +217,7 @@ class OtherPartition:
     filesystem: str
     tree: FileTree | None
     problem: str = ""
+    partition: Partition | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from ipe_build.audit.checks_boot import startable
 from ipe_build.audit.checks_initramfs import RD_SYMBOLS
 from ipe_build.audit.command_line import word_of
 from ipe_build.audit.facts import EntryKind, ImageFacts
 from ipe_build.audit.findings import Answer
-from ipe_build.formats.partition_types import PARTITION_TYPES
+from ipe_build.formats.partition_types import EFI_SYSTEM, PARTITION_TYPES
 from ipe_build.policy.properties import Operation
 
 if TYPE_CHECKING:
@@ -45,6 +46,10 @@ def loader(facts: ImageFacts, host: Host) -> Step:
     found = {name: one for name, one in facts.esp.loaders.items() if not wanted or name.upper() == f"/EFI/BOOT/BOOT{wanted}.EFI"}
     if not found:
         return ends(f"firmware finds no boot loader (EFI/BOOT/BOOT{wanted or '*'}.EFI)")
+    esp = next((one.number for one in facts.table.partitions if one.type_uuid == EFI_SYSTEM), 0) if facts.table is not None else 0
+    before = next((f"{path} of partition {one.number}" for one, path in startable(facts) if one.number < esp), "")
+    if before:
+        return unforeseen(f"firmware may start {before}, which comes first")
     name, first = next(iter(found.items()))
     if first.problem:
         return ends(f"firmware does not start {name}: {first.problem}")

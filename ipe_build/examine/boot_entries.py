@@ -166,9 +166,9 @@ def _type_1(esp: EspReader, name: str) -> _Sorted:
         inside = uki_entry(program, name)
         entry = replace(inside, command_line=inside.command_line if inside.uki and inside.uki.has_command_line else options)
     else:
-        # The loader hands its lines `initrd` on as words initrd= in front of these, and the kernel's EFI stub reads them all.
-        more = [word.value for word in kernel_words(options) if word.name == "initrd" and word.value]
-        entry = BootEntry(program, b"".join(map(file, (*fields.get("initrd", ()), *more))), options, name, EntryKind.CONF)
+        # Where the loader hands over an initramfs of its own, the kernel's EFI stub does not look at words initrd= of the options.
+        words = [word.value for word in kernel_words(options) if word.name == "initrd" and word.value]
+        entry = BootEntry(program, b"".join(map(file, fields.get("initrd", ()) or words)), options, name, EntryKind.CONF)
     stem = name.rpartition("/")[2].rpartition(".")[0]
     first = {key: values[0] for key, values in fields.items()}
     return _sorted(entry, stem, first.get("sort-key", ""), first.get("machine-id", ""), first.get("version", ""))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import stat
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,7 +14,6 @@ from ipe_build.errors import IpeBuildError
 from ipe_build.examine.filesystem import read_tree
 from ipe_build.formats.fat import Fat, is_fat
 from ipe_build.formats.filesystem import HEAD_BYTES, filesystem_kind
-from ipe_build.formats.partition_types import EFI_SYSTEM
 from ipe_build.image.disk import Disk
 
 if TYPE_CHECKING:
@@ -24,12 +24,13 @@ MAX_PARTITIONS = 32
 
 
 def other_partitions(disk: Disk, root: RootPartitions | None, scratch: Path, host: Host) -> tuple[OtherPartition, ...]:
-    """Returns the partitions besides verity roots (of every slot) and the EFI system partition, with their files where they can be read."""
+    """Returns the partitions besides verity roots (of each slot) and the first EFI system partition, with their files if they can be read."""
     known = [one for one in (root.data, root.hash, root.signature) if one is not None] if root is not None else []
-    types = {EFI_SYSTEM, *(one.type_uuid for one in known)}
-    found = [one for one in disk.table.partitions if one.type_uuid not in types]
+    types = {one.type_uuid for one in known}
+    found = [one for one in disk.table.partitions if one.type_uuid not in types and one != disk.esp]
     regions = [(f"partition {one.number} {one.name}".strip(), Region(disk.path, one.offset_bytes, one.size_bytes)) for one in found]
-    return tuple(_partition(name, region, number, scratch, host) for number, (name, region) in enumerate(regions))
+    looked = (_partition(name, region, number, scratch, host) for number, (name, region) in enumerate(regions))
+    return tuple(replace(one, partition=partition) for one, partition in zip(looked, found, strict=True))
 
 
 def _partition(name: str, region: Region, number: int, scratch: Path, host: Host) -> OtherPartition:

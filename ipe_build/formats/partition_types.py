@@ -9,6 +9,7 @@ from typing import NamedTuple
 from uuid import UUID
 
 EFI_SYSTEM = UUID("c12a7328-f81f-11d2-ba4b-00a0c93ec93b")
+EXTENDED_BOOT_LOADER = UUID("bc13c2ff-59e6-4262-a352-b275fd6f7172")
 
 
 class RootTypes(NamedTuple):

@@ -121,7 +121,7 @@ def _entry_chain(loader: EfiProgram, entry: FatFile, volume: _Volume) -> BootCha
         found = f"{len(kernels)} and {len(initrds)}" + (f" and {', '.join(strange)}" if strange else "")
         raise InputError(f"wanted one line linux, at most one line initrd, got {found}", where=f"{volume.image}: {entry.path}")
     options = " ".join(fields.get("options", ()))
-    if any(word.startswith("initrd=") for word in options.split()):
+    if not initrds and any(word.startswith("initrd=") for word in options.split()):
         raise InputError(
             "its options name an initramfs (initrd=): which are then measured is not known here", where=f"{volume.image}: {entry.path}"
         )

@@ -125,7 +125,7 @@ def test_everything_named_by_hand_is_one_entry(demo_build: Path, image: Path, tm
         initramfs=[demo_build / "initrd"],
         command_line="console=ttyS0 ipe.enforce=0",
     )[0]
-    assert set(failed(report)) == {"command-line-enforce"}
+    assert set(failed(report)) == {"command-line-enforce", "foreseen-boot"}
     assert report.predictions[0].stage is Stage.IPE
 
 
@@ -141,7 +141,8 @@ def test_each_boot_entry_is_judged_and_named(image: Path, quiet: Host) -> None:
     put(image, "/loader/entries/aa-rescue.conf", entry(image, quiet).replace(b"panic=-1", b"panic=-1 ipe.enforce=0"), quiet)
     report, portrait = audit_image(image, quiet)
     assert report.failed
-    assert failed(report) == {"command-line-enforce": ("/loader/entries/aa-rescue.conf",)}
+    rescue = ("/loader/entries/aa-rescue.conf",)
+    assert failed(report) == {"command-line-enforce": rescue, "foreseen-boot": rescue}
     foreseen = {one.entry: (one.default, one.boots, one.enforces) for one in report.predictions}
     assert foreseen["/loader/entries/demo.conf"] == (True, Answer.YES, Answer.YES)
     assert foreseen["/loader/entries/aa-rescue.conf"] == (False, Answer.NO, Answer.UNKNOWN)
