@@ -14,7 +14,8 @@ from typing import NoReturn
 def command() -> NoReturn:
     """Runs the command line and leaves the process with its exit status."""
     gc.disable()  # nothing that is imported is garbage; the command line turns it on again before the verb runs
-    _import_dataclasses()
+    _import_with("dataclasses", "inspect")
+    _import_with("pathlib", "urllib.parse", "quote_from_bytes")
     from ipe_build.cli import main
 
     status = main()
@@ -23,20 +24,31 @@ def command() -> NoReturn:
     os._exit(status)
 
 
-def _import_dataclasses() -> None:
-    """Imports dataclasses, but not `inspect`, which it needs for classes without a docstring only; that is half of its import.
+def _import_with(module: str, rare: str, *functions: str) -> None:
+    """Imports a module, but not the one that it imports for something rare.
 
-    It gets a stand-in that looks each name up in the real module when it is wanted; everybody else imports the real one.
+    dataclasses needs `inspect` for classes without a docstring only, pathlib needs `urllib.parse` for `as_uri`; each is half of the import.
+    They get a stand-in that looks names up in the real module when they are wanted, and `functions` when they are called; everybody
+    else imports the real one.
     """
-    if "inspect" in sys.modules:
+    if rare in sys.modules:
         return
-    stand_in = ModuleType("inspect")
-    stand_in.__getattr__ = lambda name: getattr(importlib.import_module("inspect"), name)  # type: ignore[method-assign]
-    sys.modules["inspect"] = stand_in
+
+    def look_up(name: str) -> object:
+        if sys.modules.get(rare) is stand_in:  # the import itself asks for __path__
+            raise AttributeError(name)
+        return getattr(importlib.import_module(rare), name)
+
+    def later(name: str) -> object:
+        return lambda *arguments: getattr(importlib.import_module(rare), name)(*arguments)
+
+    stand_in = ModuleType(rare)
+    vars(stand_in).update({"__getattr__": look_up, **{name: later(name) for name in functions}})
+    sys.modules[rare] = stand_in
     try:
-        importlib.import_module("dataclasses")
+        importlib.import_module(module)
     finally:
-        del sys.modules["inspect"]
+        del sys.modules[rare]
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ MAX_PARTITIONS = 32
 
 
 def other_partitions(disk: Disk, root: RootPartitions | None, scratch: Path, host: Host) -> tuple[OtherPartition, ...]:
-    """Returns the partitions besides verity roots (of each slot) and the first EFI system partition, with their files if they can be read."""
+    """Returns the partitions besides verity roots (of each slot) and the first EFI system partition, with their files where they can be."""
     known = [one for one in (root.data, root.hash, root.signature) if one is not None] if root is not None else []
     types = {one.type_uuid for one in known}
     found = [one for one in disk.table.partitions if one.type_uuid not in types and one != disk.esp]

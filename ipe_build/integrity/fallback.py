@@ -21,7 +21,8 @@ from ipe_build.integrity.hashes import constructor
 _CHUNK = 1 << 20
 _PIECE = 256 << 10
 """Bytes read at once, to at most 512 places: they stay in the processor's cache until they are hashed."""
-_FORK_FROM = 4 << 20
+_FORK_FROM = 9 << 20
+"""Source bytes from which workers are worth forking: 8 MiB (the second level of 1 GiB) take one process 7 ms, two forked ones 15."""
 _POLL_MS = 100
 _RECORD = struct.Struct("<QQQQ")
 """A worker's line in the shared map: bytes done, status, errno, offset."""
@@ -165,9 +166,8 @@ class _Pieces:
             self._read(at, some)
             count = -(-some // size)
             # A block of zeros begins with one: only such blocks are looked at whole.
-            first_bytes = enumerate(self._first_bytes[:count].tobytes())
-            zeros = {number for number, byte in first_bytes if not byte and self._blocks[number] == self._zero}
-            if zeros:
+            first_bytes = self._first_bytes[:count].tobytes()
+            if 0 in first_bytes and (zeros := {at for at, byte in enumerate(first_bytes) if not byte and self._blocks[at] == self._zero}):
                 found += [self._of_zero if number in zeros else make(self._messages[number]).digest() for number in range(count)]
             else:
                 found += [make(message).digest() for message in self._messages[:count]]

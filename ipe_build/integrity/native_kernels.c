@@ -97,11 +97,48 @@ static inline SHA_NI void ni_store(chain *state, __m128i abef, __m128i cdgh) {
 NI_COMPRESS(ni_compress_4, 4)
 NI_COMPRESS(ni_compress_1, 1)
 
+/* --- Rounds of the kernels with one lane a column ---------------------------------------------------------------------------------
+ *
+ * Spelled out, sixteen at a time, so that the words and the chaining value stay in registers: compilers do not unroll a loop over them by
+ * themselves. S is the kind of vector (Y: 32-bit words of AVX2, D and Q: 32- and 64-bit words of AVX-512), v the chaining value, which
+ * turns round instead of being moved, k the sixteen constants. */
+#define EXPAND_NOT(S, w, i)
+#define EXPAND(S, w, i)                                                                                                       \
+    w[i] = ADD_##S(ADD_##S(w[i], SMALL0_##S(w[((i) + 1) & 15])), ADD_##S(w[((i) + 9) & 15], SMALL1_##S(w[((i) + 14) & 15])));
+#define ROUND(S, w, v, k, i, EXPAND_W)                                                                                        \
+    do {                                                                                                                      \
+        EXPAND_W(S, w, i)                                                                                                     \
+        VECTOR_##S a = v[(16 - (i)) & 7], e = v[(20 - (i)) & 7];                                                              \
+        VECTOR_##S t1 = ADD_##S(ADD_##S(v[(23 - (i)) & 7], ADD_##S(w[i], ALL_##S((k)[i]))),                                   \
+                                ADD_##S(CHOOSE_##S(e, v[(21 - (i)) & 7], v[(22 - (i)) & 7]), BIG1_##S(e)));                   \
+        VECTOR_##S t2 = ADD_##S(BIG0_##S(a), MAJOR_##S(a, v[(17 - (i)) & 7], v[(18 - (i)) & 7]));                             \
+        v[(19 - (i)) & 7] = ADD_##S(v[(19 - (i)) & 7], t1);                                                                   \
+        v[(23 - (i)) & 7] = ADD_##S(t1, t2);                                                                                  \
+    } while (0);
+#define ROUNDS_16(S, w, v, k, EXPAND_W)                                                                                       \
+    ROUND(S, w, v, k, 0, EXPAND_W) ROUND(S, w, v, k, 1, EXPAND_W) ROUND(S, w, v, k, 2, EXPAND_W)                              \
+    ROUND(S, w, v, k, 3, EXPAND_W) ROUND(S, w, v, k, 4, EXPAND_W) ROUND(S, w, v, k, 5, EXPAND_W)                              \
+    ROUND(S, w, v, k, 6, EXPAND_W) ROUND(S, w, v, k, 7, EXPAND_W) ROUND(S, w, v, k, 8, EXPAND_W)                              \
+    ROUND(S, w, v, k, 9, EXPAND_W) ROUND(S, w, v, k, 10, EXPAND_W) ROUND(S, w, v, k, 11, EXPAND_W)                            \
+    ROUND(S, w, v, k, 12, EXPAND_W) ROUND(S, w, v, k, 13, EXPAND_W) ROUND(S, w, v, k, 14, EXPAND_W)                           \
+    ROUND(S, w, v, k, 15, EXPAND_W)
+/* Lets the compiler not know the constants, of which it would make two instructions each. */
+#define FORGET(pointer) __asm__("" : "+r"(pointer))
+
 /* --- AVX2: eight lanes, one in each 32-bit column. ---------------------------------------------------------------------------- */
 
 #define AVX2 __attribute__((target("avx2")))
-#define ROR32(x, n) _mm256_or_si256(_mm256_srli_epi32(x, n), _mm256_slli_epi32(x, 32 - (n)))
-#define XOR3(a, b, c) _mm256_xor_si256(_mm256_xor_si256(a, b), c)
+#define VECTOR_Y __m256i
+#define ADD_Y _mm256_add_epi32
+#define ALL_Y(k) _mm256_set1_epi32((int)(k))
+#define ROR_Y(x, n) _mm256_or_si256(_mm256_srli_epi32(x, n), _mm256_slli_epi32(x, 32 - (n)))
+#define XOR_Y(a, b, c) _mm256_xor_si256(_mm256_xor_si256(a, b), c)
+#define BIG0_Y(a) XOR_Y(ROR_Y(a, 2), ROR_Y(a, 13), ROR_Y(a, 22))
+#define BIG1_Y(e) XOR_Y(ROR_Y(e, 6), ROR_Y(e, 11), ROR_Y(e, 25))
+#define SMALL0_Y(w) XOR_Y(ROR_Y(w, 7), ROR_Y(w, 18), _mm256_srli_epi32(w, 3))
+#define SMALL1_Y(w) XOR_Y(ROR_Y(w, 17), ROR_Y(w, 19), _mm256_srli_epi32(w, 10))
+#define CHOOSE_Y(e, f, g) _mm256_xor_si256(g, _mm256_and_si256(e, _mm256_xor_si256(f, g)))
+#define MAJOR_Y(a, b, c) _mm256_or_si256(_mm256_and_si256(a, b), _mm256_and_si256(c, _mm256_or_si256(a, b)))
 
 /* Turns eight rows of eight words into eight columns. */
 static inline AVX2 void avx2_transpose(__m256i r[8]) {
@@ -124,6 +161,8 @@ static inline AVX2 void avx2_transpose(__m256i r[8]) {
 
 static AVX2 void avx2_compress_8(chain *states, const uint8_t *const *data, size_t blocks, size_t ahead) {
     const __m256i swap = _mm256_broadcastsi128_si256(_mm_set_epi64x(0x0c0d0e0f08090a0bULL, 0x0405060700010203ULL));
+    const uint32_t *k = K256;
+    FORGET(k);
     __m256i s[8], w[16];
     for (int i = 0; i < 8; i++) s[i] = _mm256_loadu_si256((const __m256i *)states[i].w32);
     avx2_transpose(s);
@@ -139,25 +178,9 @@ static AVX2 void avx2_compress_8(chain *states, const uint8_t *const *data, size
         }
         __m256i v[8];
         memcpy(v, s, sizeof v);
-#pragma GCC unroll 16
-        for (int t = 0; t < 64; t++) {
-            __m256i word = w[t & 15];
-            if (t >= 16) {
-                __m256i w1 = w[(t + 1) & 15], w14 = w[(t + 14) & 15];
-                __m256i s0 = XOR3(ROR32(w1, 7), ROR32(w1, 18), _mm256_srli_epi32(w1, 3));
-                __m256i s1 = XOR3(ROR32(w14, 17), ROR32(w14, 19), _mm256_srli_epi32(w14, 10));
-                word = _mm256_add_epi32(_mm256_add_epi32(word, s0), _mm256_add_epi32(w[(t + 9) & 15], s1));
-                w[t & 15] = word;
-            }
-            __m256i e = v[4], a = v[0];
-            __m256i big1 = XOR3(ROR32(e, 6), ROR32(e, 11), ROR32(e, 25));
-            __m256i choose = _mm256_xor_si256(v[6], _mm256_and_si256(e, _mm256_xor_si256(v[5], v[6])));
-            __m256i t1 = _mm256_add_epi32(_mm256_add_epi32(v[7], big1), _mm256_add_epi32(choose, word));
-            t1 = _mm256_add_epi32(t1, _mm256_set1_epi32((int)K256[t]));
-            __m256i big0 = XOR3(ROR32(a, 2), ROR32(a, 13), ROR32(a, 22));
-            __m256i major = _mm256_or_si256(_mm256_and_si256(a, v[1]), _mm256_and_si256(v[2], _mm256_or_si256(a, v[1])));
-            v[7] = v[6], v[6] = v[5], v[5] = e, v[4] = _mm256_add_epi32(v[3], t1);
-            v[3] = v[2], v[2] = v[1], v[1] = a, v[0] = _mm256_add_epi32(t1, _mm256_add_epi32(big0, major));
+        ROUNDS_16(Y, w, v, k, EXPAND_NOT)
+        for (int t = 16; t < 64; t += 16) {
+            ROUNDS_16(Y, w, v, k + t, EXPAND)
         }
         for (int i = 0; i < 8; i++) s[i] = _mm256_add_epi32(s[i], v[i]);
     }
@@ -168,7 +191,16 @@ static AVX2 void avx2_compress_8(chain *states, const uint8_t *const *data, size
 /* --- AVX-512: SHA-512 in eight lanes, one in each 64-bit column; rotations and three-way logic are single instructions. ---------- */
 
 #define AVX512 __attribute__((target("avx512f,avx512bw,avx512vl")))
-#define XOR3Q(a, b, c) _mm512_ternarylogic_epi64(a, b, c, 0x96)
+#define VECTOR_Q __m512i
+#define ADD_Q _mm512_add_epi64
+#define ALL_Q(k) _mm512_set1_epi64((long long)(k))
+#define XOR_Q(a, b, c) _mm512_ternarylogic_epi64(a, b, c, 0x96)
+#define BIG0_Q(a) XOR_Q(_mm512_ror_epi64(a, 28), _mm512_ror_epi64(a, 34), _mm512_ror_epi64(a, 39))
+#define BIG1_Q(e) XOR_Q(_mm512_ror_epi64(e, 14), _mm512_ror_epi64(e, 18), _mm512_ror_epi64(e, 41))
+#define SMALL0_Q(w) XOR_Q(_mm512_ror_epi64(w, 1), _mm512_ror_epi64(w, 8), _mm512_srli_epi64(w, 7))
+#define SMALL1_Q(w) XOR_Q(_mm512_ror_epi64(w, 19), _mm512_ror_epi64(w, 61), _mm512_srli_epi64(w, 6))
+#define CHOOSE_Q(e, f, g) _mm512_ternarylogic_epi64(e, f, g, 0xCA)
+#define MAJOR_Q(a, b, c) _mm512_ternarylogic_epi64(a, b, c, 0xE8)
 
 static inline AVX512 void avx512_transpose(__m512i r[8]) {
     __m512i t[8], u[8];
@@ -190,6 +222,8 @@ static inline AVX512 void avx512_transpose(__m512i r[8]) {
 
 static AVX512 void avx512_compress_8(chain *states, const uint8_t *const *data, size_t blocks, size_t ahead) {
     const __m512i swap = _mm512_broadcast_i32x4(_mm_set_epi64x(0x08090a0b0c0d0e0fULL, 0x0001020304050607ULL));
+    const uint64_t *k = K512;
+    FORGET(k);
     __m512i s[8], w[16];
     for (int i = 0; i < 8; i++) s[i] = _mm512_loadu_si512(states[i].w64);
     avx512_transpose(s);
@@ -205,25 +239,9 @@ static AVX512 void avx512_compress_8(chain *states, const uint8_t *const *data, 
         }
         __m512i v[8];
         memcpy(v, s, sizeof v);
-#pragma GCC unroll 16
-        for (int t = 0; t < 80; t++) {
-            __m512i word = w[t & 15];
-            if (t >= 16) {
-                __m512i w1 = w[(t + 1) & 15], w14 = w[(t + 14) & 15];
-                __m512i s0 = XOR3Q(_mm512_ror_epi64(w1, 1), _mm512_ror_epi64(w1, 8), _mm512_srli_epi64(w1, 7));
-                __m512i s1 = XOR3Q(_mm512_ror_epi64(w14, 19), _mm512_ror_epi64(w14, 61), _mm512_srli_epi64(w14, 6));
-                word = _mm512_add_epi64(_mm512_add_epi64(word, s0), _mm512_add_epi64(w[(t + 9) & 15], s1));
-                w[t & 15] = word;
-            }
-            __m512i e = v[4], a = v[0];
-            __m512i big1 = XOR3Q(_mm512_ror_epi64(e, 14), _mm512_ror_epi64(e, 18), _mm512_ror_epi64(e, 41));
-            __m512i choose = _mm512_ternarylogic_epi64(e, v[5], v[6], 0xCA);
-            __m512i t1 = _mm512_add_epi64(_mm512_add_epi64(v[7], big1), _mm512_add_epi64(choose, word));
-            t1 = _mm512_add_epi64(t1, _mm512_set1_epi64((long long)K512[t]));
-            __m512i big0 = XOR3Q(_mm512_ror_epi64(a, 28), _mm512_ror_epi64(a, 34), _mm512_ror_epi64(a, 39));
-            __m512i major = _mm512_ternarylogic_epi64(a, v[1], v[2], 0xE8);
-            v[7] = v[6], v[6] = v[5], v[5] = e, v[4] = _mm512_add_epi64(v[3], t1);
-            v[3] = v[2], v[2] = v[1], v[1] = a, v[0] = _mm512_add_epi64(t1, _mm512_add_epi64(big0, major));
+        ROUNDS_16(Q, w, v, k, EXPAND_NOT)
+        for (int t = 16; t < 80; t += 16) {
+            ROUNDS_16(Q, w, v, k + t, EXPAND)
         }
         for (int i = 0; i < 8; i++) s[i] = _mm512_add_epi64(s[i], v[i]);
     }
@@ -256,11 +274,22 @@ static inline AVX512 void avx512_transpose_16(__m512i r[16]) {
     }
 }
 
-#define XOR3D(a, b, c) _mm512_ternarylogic_epi32(a, b, c, 0x96)
+#define VECTOR_D __m512i
+#define ADD_D _mm512_add_epi32
+#define ALL_D(k) _mm512_set1_epi32((int)(k))
+#define XOR_D(a, b, c) _mm512_ternarylogic_epi32(a, b, c, 0x96)
+#define BIG0_D(a) XOR_D(_mm512_ror_epi32(a, 2), _mm512_ror_epi32(a, 13), _mm512_ror_epi32(a, 22))
+#define BIG1_D(e) XOR_D(_mm512_ror_epi32(e, 6), _mm512_ror_epi32(e, 11), _mm512_ror_epi32(e, 25))
+#define SMALL0_D(w) XOR_D(_mm512_ror_epi32(w, 7), _mm512_ror_epi32(w, 18), _mm512_srli_epi32(w, 3))
+#define SMALL1_D(w) XOR_D(_mm512_ror_epi32(w, 17), _mm512_ror_epi32(w, 19), _mm512_srli_epi32(w, 10))
+#define CHOOSE_D(e, f, g) _mm512_ternarylogic_epi32(e, f, g, 0xCA)
+#define MAJOR_D(a, b, c) _mm512_ternarylogic_epi32(a, b, c, 0xE8)
 
 static AVX512 void avx512_compress_16(chain *states, const uint8_t *const *data, size_t blocks, size_t ahead) {
     const __m512i swap = _mm512_broadcast_i32x4(_mm_set_epi64x(0x0c0d0e0f08090a0bULL, 0x0405060700010203ULL));
     uint32_t turned[8][16] __attribute__((aligned(64)));
+    const uint32_t *k = K256;
+    FORGET(k);
     __m512i s[8], w[16];
     for (int l = 0; l < 16; l++)
         for (int i = 0; i < 8; i++) turned[i][l] = states[l].w32[i];
@@ -273,25 +302,9 @@ static AVX512 void avx512_compress_16(chain *states, const uint8_t *const *data,
         avx512_transpose_16(w);
         __m512i v[8];
         memcpy(v, s, sizeof v);
-#pragma GCC unroll 16
-        for (int t = 0; t < 64; t++) {
-            __m512i word = w[t & 15];
-            if (t >= 16) {
-                __m512i w1 = w[(t + 1) & 15], w14 = w[(t + 14) & 15];
-                __m512i s0 = XOR3D(_mm512_ror_epi32(w1, 7), _mm512_ror_epi32(w1, 18), _mm512_srli_epi32(w1, 3));
-                __m512i s1 = XOR3D(_mm512_ror_epi32(w14, 17), _mm512_ror_epi32(w14, 19), _mm512_srli_epi32(w14, 10));
-                word = _mm512_add_epi32(_mm512_add_epi32(word, s0), _mm512_add_epi32(w[(t + 9) & 15], s1));
-                w[t & 15] = word;
-            }
-            __m512i e = v[4], a = v[0];
-            __m512i big1 = XOR3D(_mm512_ror_epi32(e, 6), _mm512_ror_epi32(e, 11), _mm512_ror_epi32(e, 25));
-            __m512i choose = _mm512_ternarylogic_epi32(e, v[5], v[6], 0xCA);
-            __m512i t1 = _mm512_add_epi32(_mm512_add_epi32(v[7], big1), _mm512_add_epi32(choose, word));
-            t1 = _mm512_add_epi32(t1, _mm512_set1_epi32((int)K256[t]));
-            __m512i big0 = XOR3D(_mm512_ror_epi32(a, 2), _mm512_ror_epi32(a, 13), _mm512_ror_epi32(a, 22));
-            __m512i major = _mm512_ternarylogic_epi32(a, v[1], v[2], 0xE8);
-            v[7] = v[6], v[6] = v[5], v[5] = e, v[4] = _mm512_add_epi32(v[3], t1);
-            v[3] = v[2], v[2] = v[1], v[1] = a, v[0] = _mm512_add_epi32(t1, _mm512_add_epi32(big0, major));
+        ROUNDS_16(D, w, v, k, EXPAND_NOT)
+        for (int t = 16; t < 64; t += 16) {
+            ROUNDS_16(D, w, v, k + t, EXPAND)
         }
         for (int i = 0; i < 8; i++) s[i] = _mm512_add_epi32(s[i], v[i]);
     }

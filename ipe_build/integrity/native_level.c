@@ -26,6 +26,8 @@ typedef struct {
     uint8_t *digests; /* as they lie in the target, for a run of units; the first is block `base`'s */
     uint8_t *stored;  /* the same, read */
     uint64_t base;    /* where the run's first slot lies from the level's start */
+    const uint8_t *view_end;  /* of what is mapped; NULL: nothing is */
+    const uint8_t *populated; /* up to where its pages are there; NULL: nowhere yet */
     size_t unsynced;  /* bytes written since the disk was last told to begin */
 } level_scratch;
 
@@ -92,10 +94,18 @@ static int level_read(crew *c, level_scratch *s, uint64_t first, uint64_t count)
     return 0;
 }
 
-/* The same for whole blocks at `data`, where their pages are; 1 when that cannot be done: they must be read. */
-static int level_mapped(level_scratch *s, const uint8_t *data, uint64_t first, uint64_t count) {
+/* The same for whole blocks at `data`, where their pages are; 1 when that cannot be done: they must be read. The extent goes on for
+ * `size` bytes. Pages are there before the blocks in front of them are hashed: none can be fetched into the cache from one that is not. */
+static int level_mapped(level_scratch *s, const uint8_t *data, uint64_t size, uint64_t first, uint64_t count) {
     level_part part = {s, data, first, count};
-    view_populate(data, count * s->task->hash.block_size);
+    uint64_t wanted = (count + MAX_LANES) * s->task->hash.block_size;
+    if (size > (uint64_t)(s->view_end - data)) size = (uint64_t)(s->view_end - data);
+    const uint8_t *end = data + (wanted < size ? wanted : size);
+    if (s->populated < data) s->populated = data;
+    if (s->populated < end) {
+        view_populate(s->populated, (size_t)(end - s->populated));
+        s->populated = end;
+    }
     return bus_guard(hash_part, &part);
 }
 
@@ -116,7 +126,7 @@ static int level_unit(crew *c, level_scratch *s, const uint8_t *data, uint64_t f
             continue;
         }
         int failed = 1;
-        if (data && start + count * block_size <= t->source_bytes) failed = level_mapped(s, data + (first - from) * block_size, first, count);
+        if (data && start + count * block_size <= t->source_bytes) failed = level_mapped(s, data + (first - from) * block_size, size, first, count);
         if (failed < 0) return crew_fail(c, STATUS_INTERNAL, EIO, t->source_offset + start), -1;
         if (failed && level_read(c, s, first, count)) return -1;
     }
@@ -164,7 +174,8 @@ static int level_run(crew *c, level_scratch *s, uint64_t unit, uint64_t units) {
     uint64_t bytes = last * block_size < t->source_bytes ? (last - first) * block_size : t->source_bytes - start;
     view v = {0};
     int failed = 0;
-    if (t->maps) view_open(&v, t->source, t->source_offset + start, bytes);
+    s->populated = NULL;
+    if (t->maps && view_open(&v, t->source, t->source_offset + start, bytes)) s->view_end = v.data + bytes;
     for (uint64_t i = first; i < last && !failed; i += t->unit_blocks) {
         uint64_t end = last - i < t->unit_blocks ? last : i + t->unit_blocks;
         failed = atomic_load(&c->cancelled) || level_unit(c, s, v.data ? v.data + (i - first) * block_size : NULL, i, end);

@@ -136,6 +136,8 @@ static void push(measure_scratch *s, const uint8_t *from, uint64_t count, uint8_
 static int hash_pushed(void *data) {
     measure_scratch *s = data;
     size_t block_size = s->task->hash.block_size;
+    /* All at once and beforehand: nothing can be fetched into the cache from a page that is not mapped yet. */
+    if (s->region_used) view_populate(s->region, s->region_used);
     for (one_file *f = s->files; f < s->files + s->count; f++) {
         if (!f->mapped || !f->tail) continue;
         size_t whole = (size_t)f->size / block_size * block_size;

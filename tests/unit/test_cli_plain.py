@@ -160,5 +160,5 @@ def test_hashing_imports_neither_argparse_nor_inspect(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=tmp_path, env=environment)
     loaded = done.stdout.rsplit("loaded ", 1)[1].split()
     assert "ipe_build.integrity.verity" in loaded
-    for heavy in ("argparse", "inspect", "ast", "hashlib", "json", "shutil", "subprocess", "cryptography"):
+    for heavy in ("argparse", "inspect", "ast", "hashlib", "json", "shutil", "subprocess", "urllib.parse", "cryptography"):
         assert heavy not in loaded
