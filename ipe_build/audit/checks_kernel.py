@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from ipe_build.audit.checks_policy import all_policies
 from ipe_build.audit.facts import ImageFacts, KernelView
 from ipe_build.audit.looks import of_config, of_kernel, on
 from ipe_build.audit.outcome import Outcome, bad, good, unknown
@@ -142,8 +143,6 @@ def ikconfig(kernel: KernelView) -> Iterator[Outcome]:
 
 def properties_enabled(facts: ImageFacts, host: Host) -> Iterator[Outcome]:
     """Looks whether every property that the image's policies use is built into the kernel: a rule with it never matches otherwise."""
-    from ipe_build.audit.checks_policy import all_policies
-
     config = facts.kernel.config if facts.kernel is not None else None
     if config is None:
         yield unknown("properties", "the kernel does not carry its configuration (IKCONFIG)")

@@ -6,9 +6,9 @@ import hashlib
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from ipe_build.audit.checks_policy import signed_policies
 from ipe_build.audit.facts import ImageFacts
 from ipe_build.audit.outcome import Outcome, bad, good, unknown
+from ipe_build.audit.policies import signed_policies
 from ipe_build.policy.parser import Role, parse
 
 if TYPE_CHECKING:

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING
 
 from cryptography import x509
 
-from ipe_build.audit.checks_policy import POLICY_FOLDERS, all_policies
+from ipe_build.audit.checks_policy import all_policies
 from ipe_build.audit.facts import ImageFacts
 from ipe_build.audit.file_tree import FileTree
 from ipe_build.audit.outcome import Outcome, bad, good, unknown
+from ipe_build.audit.policies import POLICY_FOLDERS
 from ipe_build.audit.sealed import sealed_by
 from ipe_build.errors import IpeBuildError
 from ipe_build.formats.fsverity import formatted_digest

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
-from ipe_build.audit.checks_policy import boot_policy_in, device_policies
+from ipe_build.audit.checks_policy import device_policies
 from ipe_build.audit.checks_root import with_verity
 from ipe_build.audit.facts import ImageFacts, OtherPartition
 from ipe_build.audit.file_tree import TreeFile
 from ipe_build.audit.outcome import Outcome, bad, good, unknown
+from ipe_build.audit.policies import boot_policy_in
 from ipe_build.audit.sealed import enabled_in
 from ipe_build.errors import IpeBuildError
 from ipe_build.policy.classify import OPERATION_OF_KIND, classify

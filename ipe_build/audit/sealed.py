@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ipe_build.audit.command_line import word_of, words_of
 from ipe_build.audit.facts import ImageFacts
+from ipe_build.audit.policies import signed_policies
 from ipe_build.audit.root_hash import hash_name_of, root_hash_of
 from ipe_build.formats.command_line import kernel_bool
 from ipe_build.policy.evaluate import Enabled, all_enabled, decide
@@ -36,8 +37,6 @@ def sealed_by(facts: ImageFacts) -> str:
 
 def loads_policies(facts: ImageFacts) -> bool:
     """Returns whether the image holds a signed policy or its initramfs is told to load one; a plain text (`.pol`) is no signed one."""
-    from ipe_build.audit.checks_policy import signed_policies
-
     told = (facts.initramfs_config() or {}).get("policy", ())
     return any(not place.endswith(".pol") for place in told) or bool(signed_policies(facts))
 

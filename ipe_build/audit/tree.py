@@ -12,9 +12,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
-from ipe_build.audit.checks_policy import signed_policies
 from ipe_build.audit.checks_root import PROBES, refused_by_loader, with_verity
 from ipe_build.audit.facts import ImageFacts, KernelView, ModuleView
+from ipe_build.audit.policies import signed_policies
 from ipe_build.audit.root_hash import root_facts
 from ipe_build.audit.sealed import sealed_by
 from ipe_build.policy.classify import OPERATION_OF_KIND, classify

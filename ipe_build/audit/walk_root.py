@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING
 from uuid import UUID
 
 from ipe_build.audit.checks_kernel import FILESYSTEM_SYMBOLS, HASH_SYMBOLS
-from ipe_build.audit.checks_policy import SignedPolicy, named_policy, policy_path, signed_policies
 from ipe_build.audit.command_line import ipe_init_word, word_of
 from ipe_build.audit.facts import ImageFacts
 from ipe_build.audit.file_tree import TreeFile
 from ipe_build.audit.findings import Answer
 from ipe_build.audit.mounting import mount_problem, page_bytes
+from ipe_build.audit.policies import SignedPolicy, named_policy, policy_path, signed_policies
 from ipe_build.audit.root_hash import root_facts
 from ipe_build.audit.sealed import enabled_in
 from ipe_build.audit.tree_check import check_tree
