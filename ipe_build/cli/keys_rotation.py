@@ -11,7 +11,7 @@ from cryptography import x509
 
 from ipe_build.cli import Outcome
 from ipe_build.errors import ExitStatus, InputError
-from ipe_build.kernel.rotation import Artefact, depends_on, find_artefacts
+from ipe_build.kernel.rotation import Artefact, find_artefacts, issuer_among, signer_among
 from ipe_build.signing.certificates import fingerprint, pem_bundle
 from ipe_build.signing.loading import load_certificates
 
@@ -95,9 +95,11 @@ def _state(artefact: Artefact, old: list[x509.Certificate], new: list[x509.Certi
     """Returns whether an artefact depends on a new certificate, an old one, or neither, and on which."""
     if artefact.signer is None:
         return "unsigned", None
-    # A new certificate under an old root is named itself, so it comes first; the root is then only its issuer.
-    for state, certificates in (("new", new), ("old", old)):
-        certificate = depends_on(artefact, certificates)
-        if certificate is not None:
-            return state, certificate
+    # A new certificate under an old root is named itself, so signers come first. Issuers are known by their name alone, which an old and a
+    # new root may share: then the artefact counts as one of the old.
+    for find, sets in ((signer_among, (("new", new), ("old", old))), (issuer_among, (("old", old), ("new", new)))):
+        for state, certificates in sets:
+            certificate = find(artefact, certificates)
+            if certificate is not None:
+                return state, certificate
     return "other", None

@@ -103,8 +103,8 @@ def _cms_signer(der: bytes, path: Path) -> SignerIdentity:
     return decode_signed_data(der, str(path)).signer_infos[0].signer
 
 
-def depends_on(artefact: Artefact, certificates: Sequence[x509.Certificate]) -> x509.Certificate | None:
-    """Returns which of the certificates an artefact depends on: its signer's own, or the one that issued its signer's."""
+def signer_among(artefact: Artefact, certificates: Sequence[x509.Certificate]) -> x509.Certificate | None:
+    """Returns which of the certificates is the signer's own."""
     signer = artefact.signer
     if signer is None:
         return None
@@ -112,9 +112,17 @@ def depends_on(artefact: Artefact, certificates: Sequence[x509.Certificate]) -> 
         if signer.subject_key_id:
             if _key_id(certificate).endswith(signer.subject_key_id):
                 return certificate
-        elif signer == signer_identity(certificate.public_bytes(Encoding.DER)) or signer.issuer == _subject(certificate):
+        elif signer == signer_identity(certificate.public_bytes(Encoding.DER)):
             return certificate
     return None
+
+
+def issuer_among(artefact: Artefact, certificates: Sequence[x509.Certificate]) -> x509.Certificate | None:
+    """Returns which of the certificates has the name of the signer's issuer. Two that have one name cannot be told apart by it."""
+    signer = artefact.signer
+    if signer is None or signer.subject_key_id:
+        return None
+    return next((certificate for certificate in certificates if signer.issuer == _subject(certificate)), None)
 
 
 def _key_id(certificate: x509.Certificate) -> bytes:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ import pytest
 from ipe_build.cli import main
 from ipe_build.host import Host
 from ipe_build.kernel.module_signing import sign_modules
-from ipe_build.signing.certificates import KeySet
+from ipe_build.signing.certificates import KeySet, create_keys
 from ipe_build.signing.efi_image import sign_image
 from ipe_build.signing.loading import load_certificate, load_certificates
 from ipe_build.signing.profiles import PROFILES, root_hash_payload, sign_payload
@@ -112,3 +113,16 @@ def test_bundle_with_one_key_in_two_certificates_is_refused(tmp_path: Path, test
     assert main(["keys", "bundle", str(test_keys.bundle), str(tmp_path / "renewed.pem"), "-o", str(tmp_path / "out.pem")]) == 2
     assert "two certificates have the subject key identifier" in capsys.readouterr().err
     assert not (tmp_path / "out.pem").exists()
+
+
+def test_two_roots_of_one_name_are_told_apart_by_the_signers(tmp_path: Path, unsigned_module: bytes, host: Host, capsys) -> None:
+    """`keys create` twice, as docs/signing.md says: the names are the same, and the new root must not claim what the old keys signed."""
+    old, new = (create_keys(tmp_path / name, host, not_before=datetime(2026, 1, 1, tzinfo=UTC), key_type="p256") for name in ("o", "n"))
+    assert load_certificate(old.root.certificate).subject == load_certificate(new.root.certificate).subject
+    by_old = _artefacts(tmp_path / "by-old", old, unsigned_module, host)
+    by_new = _artefacts(tmp_path / "by-new", new, unsigned_module, host)
+    certificates = ["--old", old.bundle, "--new", new.bundle]
+    assert _report(capsys, by_old, *certificates) == (1, dict.fromkeys(NAMES, "old"))
+    assert _report(capsys, by_new, *certificates) == (0, dict.fromkeys(NAMES, "new"))
+    roots_alone = ["--old", old.root.certificate, "--new", new.root.certificate]
+    assert _report(capsys, by_new, *roots_alone)[0] == 1, "what cannot be told apart counts as old"
