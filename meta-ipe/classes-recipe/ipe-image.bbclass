@@ -73,6 +73,9 @@ python () {
     for one in ipe_verity_types(d):
         if one not in wanted:
             bb.fatal("IMAGE_FSTYPES has %s.verity without %s: image.bbclass would remove the image that the tree is for; add it" % (one, one))
+    root = d.getVar("IPE_ROOT_FILESYSTEM")
+    if bb.data.inherits_class("ipe-disk", d) and ipe_verity_types(d) and root not in ipe_verity_types(d):
+        bb.fatal("IPE_ROOT_FILESYSTEM is %s, and IMAGE_FSTYPES has no %s.verity: there would be no disk" % (root, root))
     if not ipe_verity_types(d) or d.getVar("IPE_SEALED") == "1":
         bb.build.deltask("do_ipe_sign", d)
     if ipe_verity_types(d) and d.getVar("IPE_IMAGE_SSTATE") == "1":

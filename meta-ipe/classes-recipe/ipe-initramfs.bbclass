@@ -5,6 +5,7 @@
 inherit ipe-common deploy
 
 IPE_ROOT_FILESYSTEM ??= "erofs"
+IPE_ARCHITECTURE ??= "${@{'x86_64': 'x86-64', 'aarch64': 'arm64'}.get(d.getVar('TARGET_ARCH'), d.getVar('TARGET_ARCH'))}"
 IPE_ROOT_IMAGE ??= ""
 IPE_ROOT_IMAGE[doc] = "With IPE_SEALED: the image recipe whose root hash the initramfs holds."
 IPE_ROOT_HASH_FILE ??= "${DEPLOY_DIR_IMAGE}/${IPE_ROOT_IMAGE}-${MACHINE}.rootfs.${IPE_ROOT_FILESYSTEM}.roothash"
@@ -38,8 +39,8 @@ do_compile () {
     for capability in ${IPE_INITRAMFS_DROP}; do
         set -- "$@" --drop-capability "$capability"
     done
-    ipe_build image initramfs --root-hash "${IPE_INITRAMFS_ROOT_HASH}" --filesystem "${IPE_ROOT_FILESYSTEM}" "$@" \
-        --compiler "${B}/cc" ${IPE_INITRAMFS_ARGS} -o "${B}/ipe-initrd"
+    ipe_build image initramfs --root-hash "${IPE_INITRAMFS_ROOT_HASH}" --filesystem "${IPE_ROOT_FILESYSTEM}" \
+        --architecture "${IPE_ARCHITECTURE}" "$@" --compiler "${B}/cc" ${IPE_INITRAMFS_ARGS} -o "${B}/ipe-initrd"
 }
 
 do_deploy () {

@@ -76,3 +76,8 @@ do_deploy () {
     done
 }
 addtask deploy after do_compile before do_build
+
+python () {
+    if d.getVar("IPE_POLICY_ROLE") not in ("device", "boot", "reserved"):
+        bb.fatal("IPE_POLICY_ROLE is '%s'; wanted device, boot or reserved" % d.getVar("IPE_POLICY_ROLE"))
+}

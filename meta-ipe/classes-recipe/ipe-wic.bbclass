@@ -11,6 +11,8 @@ inherit ipe-disk
 
 IPE_WKS_FILE ??= "ipe-disk.wks.in"
 IPE_WKS_FILE[doc] = "Kickstart file, in a layer's files/wic or wic. wic expands its ${…}: WICVARS, and IPE_WKS, the folder of the lines to include."
+IPE_WIC_DEPENDS ??= "${@ipe_wic_tasks(d)}"
+IPE_WIC_DEPENDS[doc] = "Tasks that make wic, its programs, and what the kickstart file names, such as virtual/bootloader:do_deploy."
 IPE_DISK_NAME = "${IMAGE_LINK_NAME}.wic"
 
 # do_ipe_disk makes the folder, do_ipe_wic the disk.
@@ -26,12 +28,21 @@ do_ipe_wic[doc] = "Puts the disk together with wic"
 do_ipe_wic[cleandirs] = "${IPE_WIC_DIR} ${IPE_WIC_WORK}"
 do_ipe_wic[sstate-inputdirs] = "${IPE_WIC_DIR}"
 do_ipe_wic[sstate-outputdirs] = "${DEPLOY_DIR_IMAGE}"
-do_ipe_wic[depends] += "${IPE_BUILD_TASKS}"
+do_ipe_wic[depends] += "${IPE_BUILD_TASKS} ${IPE_WIC_DEPENDS}"
 do_ipe_wic[file-checksums] += "${@'%s:True' % d.getVar('IPE_WKS_PATH') if d.getVar('IPE_WKS_PATH') else ''}"
 do_ipe_wic[vardeps] += "APPEND IMAGE_BOOT_FILES IMAGE_EFI_BOOT_FILES IMAGE_EXTRA_PARTITION_FILES"
 do_ipe_wic[vardepsexclude] += "IPE_WKS_PATH TOPDIR"
 do_ipe_wic[prefuncs] += "ipe_wic_variables"
 SSTATETASKS += "do_ipe_wic"
+IPE_SPDX_TASKS:append = " ipe_wic"
+SPDX_IMAGE_PURPOSE:ipe-wic ?= "diskImage"
+SPDX_IMAGE_PURPOSE:ipe-disk = "archive"
+
+# As image_types_wic of this series has it; what the machine adds to it is for its own kickstart file.
+def ipe_wic_tasks(d):
+    programs = ("wic", "parted", "gptfdisk", "dosfstools", "mtools")
+    tasks = (d.getVarFlag("do_image_wic", "depends") or "").split()
+    return " ".join(one for one in tasks if one.partition("-native:")[0] in programs)
 
 # What wic asks of an image. Its root filesystem as a folder is not there any more, and no partition is made of it.
 python ipe_wic_variables () {
@@ -62,6 +73,5 @@ addtask do_ipe_wic_setscene
 python () {
     if any(one.split(".")[0] == "wic" for one in (d.getVar("IMAGE_FSTYPES") or "").split()) and ipe_verity_types(d):
         bb.fatal("IMAGE_FSTYPES has wic, which is made before the root hash is signed: take it out, ipe-wic makes the disk (IPE_WKS_FILE)")
-    d.appendVarFlag("do_ipe_wic", "depends", " " + (d.getVarFlag("do_image_wic", "depends") or ""))
     ipe_only_with_root(d, "do_ipe_wic")
 }

@@ -134,6 +134,15 @@ def test_initramfs_carries_the_signed_policy(build_folder, need) -> None:
     assert b"etc/ipe/ipe-policy.p7b\0" in archive
 
 
+@pytest.mark.parametrize(("target", "signature_type"), [("x86_64", "41092b05"), ("aarch64", "6db69de6"), ("riscv64", "efe0f087")])
+def test_initramfs_looks_for_the_signature_of_the_target_s_architecture(build_folder, need, target, signature_type) -> None:
+    need("gcc")
+    run = (("ipe-policy", "do_compile"), ("ipe-policy", "do_deploy"), ("ipe-initramfs", "do_compile"), ("ipe-initramfs", "do_deploy"))
+    build_folder.built(*run, IPE_POLICY_KERNEL_CONFIG="", TARGET_ARCH=target, IPE_INITRAMFS_ARGS="--compression none")
+    archive = (build_folder.deploy / "ipe-initrd-small").read_bytes()
+    assert f"signature_type = {signature_type}-".encode() in archive
+
+
 def test_test_keys_are_made_once_and_only_when_allowed(build_folder) -> None:
     refused = build_folder.bitbake(parse=("ipe-keys-test",))
     assert "IPE_ALLOW_TEST_KEYS is not 1" in refused.recipes["ipe-keys-test"]["skipped"]
@@ -170,6 +179,19 @@ def test_missing_value_fails_with_the_variables_name(build_folder, need, tmp_pat
     answer = build_folder.bitbake(*run, **settings)
     assert not answer.ok
     assert message in answer.fatal
+
+
+WRONG = (
+    ("small-image", {"IPE_ROOT_FILESYSTEM": "squashfs"}, "IPE_ROOT_FILESYSTEM is squashfs, and IMAGE_FSTYPES has no squashfs.verity"),
+    ("ipe-policy", {"IPE_POLICY_ROLE__pn-ipe-policy": "devcie"}, "IPE_POLICY_ROLE is 'devcie'; wanted device, boot or reserved"),
+    ("ipe-policy", {"IPE_SIGNING": "later"}, "IPE_SIGNING is 'later'; wanted key or plan"),
+)
+
+
+@pytest.mark.parametrize(("recipe", "settings", "message"), WRONG, ids=[next(iter(row[1])) for row in WRONG])
+def test_wrong_value_stops_the_parse_with_the_variables_name(build_folder, recipe, settings, message) -> None:
+    answer = build_folder.bitbake(parse=(recipe,), **settings)
+    assert not answer.ok and message in answer.log
 
 
 def test_pin_in_a_key_uri_is_refused(build_folder) -> None:

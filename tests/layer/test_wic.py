@@ -67,6 +67,16 @@ def test_own_kickstart_file_is_found_in_a_layer(wic_folder: BuildFolder) -> None
     assert names == ["root-x86-64", "root-x86-64-verity", "root-x86-64-verity-sig", "esp"]
 
 
+def test_what_reads_the_disk_waits_for_wic(wic_folder: BuildFolder) -> None:
+    settings = {"IMAGE_CLASSES": f"{CLASSES} ipe-attest create-spdx-image-3.0", "IPE_REFERENCE_VALUES": "1", "IPE_SLOTS": "1"}
+    tasks = wic_folder.bitbake(parse=("small-image",), **settings).recipes["small-image"]["tasks"]
+    readers = {name for name, task in tasks.items() if "do_ipe_wic" in task["deps"]}
+    wanted = {
+        f"do_{name}" for name in ("ipe_audit", "ipe_evidence", "ipe_update", "ipe_measure", "ipe_attest", "create_image_spdx", "build")
+    }
+    assert readers == wanted and "do_ipe_disk" in tasks["do_ipe_wic"]["deps"]
+
+
 def test_content_of_the_kickstart_file_counts_and_not_its_place(wic_folder: BuildFolder) -> None:
     def hashed(folder: str, text: str) -> str:
         path = wic_folder.topdir / folder / "board.wks.in"
