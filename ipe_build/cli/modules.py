@@ -68,11 +68,12 @@ def _sign(arguments: argparse.Namespace, host: Host) -> Outcome:
         jobs=arguments.jobs,
         target=target_of(arguments),
     )
-    value = {
+    value: dict[str, object] = {
         "signer": signer.certificate.subject.rfc4514_string(),
         "certificate_sha256": fingerprint(signer.certificate),
-        "modules": [{"source": str(row.source), "path": str(row.path), "sha256": row.sha256.hex()} for row in signed],
     }
+    if arguments.json:  # otherwise nobody wants the digests, for which every module is read again
+        value["modules"] = [{"source": str(row.source), "path": str(row.path), "sha256": row.sha256.hex()} for row in signed]
     return Outcome(value, f"{len(signed)} modules signed by {value['signer']}")
 
 

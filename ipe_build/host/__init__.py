@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from ipe_build.host.output import check_output_directory, explained, output_directory, output_file, output_files
 from ipe_build.host.progress import Progress
+from ipe_build.host.small_output import write_small
 
 if TYPE_CHECKING:
     from ipe_build.host.cache import Cache
@@ -140,16 +141,7 @@ class Host:
         For thousands of small files, whose maker runs again after a power cut.
         Raises: OutputError when something else than a file is there, the folder is missing, or the disk is full.
         """
-        from ipe_build.host.small_output import write_small
-
         write_small(path, parts, mode)
-
-    def outputs(self, *paths: Path, force: bool = False) -> AbstractContextManager[tuple[Path, ...]]:
-        """Yields a temporary name for each path, all checked before the block runs: either all files appear at its end or none.
-
-        Raises: OutputError as `output` does, and for a path that is named twice.
-        """
-        return output_files(paths, force=force)
 
     @contextmanager
     def output_directory(self, path: Path, *, marker: str) -> Iterator[Path]:
