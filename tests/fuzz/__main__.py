@@ -1,20 +1,26 @@
 """`python -m tests.fuzz [--seconds N | --runs N] [TARGET…]`: coverage-guided fuzzing with Atheris, a process for each target.
 
-The corpus is kept in the user's cache folder and grows from run to run. What breaks a reader is written there as `crash-…`; the exit
-status is then 1.
+The package is instrumented once; each target then runs in a fork of that process. The corpus is kept in the user's cache folder and
+grows from run to run. What breaks a reader is written there as `crash-…`; the exit status is then 1.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
+import io
+import os
 import re
-import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
-from ipe_build.host import Host
-from tests.fuzz.targets import BY_NAME, TARGETS, Target
+import atheris
+
+with contextlib.redirect_stderr(io.StringIO()), atheris.instrument_imports(include=["ipe_build"]):
+    from ipe_build.host import Host
+    from tests.fuzz.targets import BY_NAME, TARGETS, Target, run
 
 LIMITS = ["-rss_limit_mb=1500", "-timeout=60", "-max_len=300000", "-print_final_stats=1", "-verbosity=0"]
 
@@ -32,10 +38,27 @@ def campaign(target: Target, limit: str) -> tuple[int, int, str]:
     """Returns executions, files in the corpus and what broke (empty: nothing) of fuzzing one target in a process of its own."""
     corpus = corpus_of(target)
     words = [f"-artifact_prefix={corpus.parent}/crash-{target.name}-", limit, *LIMITS, str(corpus)]
-    done = subprocess.run([sys.executable, "-m", "tests.fuzz.guided", target.name, *words], capture_output=True, text=True)
-    counted = re.search(r"number_of_executed_units: (\d+)", done.stderr)
-    broke = "" if done.returncode == 0 else "\n".join(done.stderr.splitlines()[-40:]) or f"status {done.returncode}"
+    with tempfile.TemporaryFile() as said:
+        child = os.fork()
+        if child == 0:
+            _fuzz(target, words, said.fileno())
+        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        said.seek(0)
+        text = said.read().decode(errors="replace")
+    counted = re.search(r"number_of_executed_units: (\d+)", text)
+    broke = "" if status == 0 else "\n".join(text.splitlines()[-40:]) or f"status {status}"
     return int(counted[1]) if counted else 0, sum(1 for _ in corpus.iterdir()), broke
+
+
+def _fuzz(target: Target, words: list[str], output: int) -> None:
+    """Fuzzes in this process, which ends here; libFuzzer's own words go to the file `output`."""
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+    try:
+        atheris.Setup([sys.argv[0], *words], lambda data: run(target, data))
+        atheris.Fuzz()
+    finally:
+        os._exit(1)
 
 
 def main() -> int:
