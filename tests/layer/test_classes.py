@@ -134,6 +134,16 @@ def test_initramfs_carries_the_signed_policy(build_folder, need) -> None:
     assert b"etc/ipe/ipe-policy.p7b\0" in archive
 
 
+@pytest.mark.parametrize("recipe", ["python3-ipe-build", "python3-dissect-cstruct"])
+@pytest.mark.parametrize(
+    ("variant", "pn"), [("", "{}"), ("native:", "{}-native"), ("nativesdk:", "nativesdk-{}")], ids=["target", "native", "sdk"]
+)
+def test_package_is_there_for_target_build_machine_and_sdk(build_folder, recipe, variant, pn) -> None:
+    answer = build_folder.bitbake(parse=(f"{variant}{recipe}",))
+    facts = answer.recipes[recipe]
+    assert facts["pn"] == pn.format(recipe) and not facts["skipped"] and "do_compile" in facts["tasks"]
+
+
 @pytest.mark.parametrize(("target", "signature_type"), [("x86_64", "41092b05"), ("aarch64", "6db69de6"), ("riscv64", "efe0f087")])
 def test_initramfs_looks_for_the_signature_of_the_target_s_architecture(build_folder, need, target, signature_type) -> None:
     need("gcc")

@@ -1,2 +1,1 @@
-# A recipe for the machine that builds: another name, nothing more here.
-PN:append = "-native"
+# A recipe for the machine that builds. BitBake itself has named it NAME-native.

@@ -1,2 +1,2 @@
-# A recipe for the SDK: another name, nothing more here.
-PN:prepend = "nativesdk-"
+# A recipe for the SDK: BitBake has named it NAME-nativesdk, OE-core names it nativesdk-NAME.
+PN := "nativesdk-${@d.getVar('PN').removesuffix('-nativesdk')}"
