@@ -15,6 +15,7 @@ import re
 import sys
 import tempfile
 from pathlib import Path
+from typing import NoReturn
 
 import atheris
 
@@ -50,15 +51,16 @@ def campaign(target: Target, limit: str) -> tuple[int, int, str]:
     return int(counted[1]) if counted else 0, sum(1 for _ in corpus.iterdir()), broke
 
 
-def _fuzz(target: Target, words: list[str], output: int) -> None:
-    """Fuzzes in this process, which ends here; libFuzzer's own words go to the file `output`."""
+def _fuzz(target: Target, words: list[str], output: int) -> NoReturn:
+    """Fuzzes in this process, which ends here; libFuzzer's own words go to the file `output`.
+
+    It ends by an exception and never by `os._exit`: libFuzzer writes down what broke the target when the interpreter ends.
+    """
     os.dup2(output, 1)
     os.dup2(output, 2)
-    try:
-        atheris.Setup([sys.argv[0], *words], lambda data: run(target, data))
-        atheris.Fuzz()
-    finally:
-        os._exit(1)
+    atheris.Setup([sys.argv[0], *words], lambda data: run(target, data))
+    atheris.Fuzz()
+    sys.exit(1)
 
 
 def main() -> int:
