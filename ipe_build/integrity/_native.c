@@ -122,7 +122,7 @@ static PyObject *native_level(PyObject *self, PyObject *args) {
 }
 
 static PyObject *native_measure(PyObject *self, PyObject *args) {
-    PyObject *paths, *progress, *result = NULL;
+    PyObject *paths, *progress, *encoded = NULL, *result = NULL;
     const char *name, *kernel_name;
     Py_buffer salt;
     unsigned number, log_block_size, threads;
@@ -152,9 +152,14 @@ static PyObject *native_measure(PyObject *self, PyObject *args) {
     t.big = big;
     const char **names = PyMem_Malloc((size_t)(count ? count : 1) * sizeof *names);
     PyObject *records = PyBytes_FromStringAndSize(NULL, count * MEASURE_RECORD);
-    if (!names || !records) goto out;
-    for (Py_ssize_t i = 0; i < count; i++)
-        if (!(names[i] = PyBytes_AsString(PyList_GetItem(paths, i)))) goto out;
+    encoded = PyTuple_New(count);
+    if (!names || !records || !encoded) goto out;
+    for (Py_ssize_t i = 0; i < count; i++) {
+        PyObject *path;
+        if (!PyUnicode_FSConverter(PyList_GetItem(paths, i), &path)) goto out;
+        PyTuple_SetItem(encoded, i, path);
+        names[i] = PyBytes_AsString(path);
+    }
     t.paths = names;
     t.records = (uint8_t *)PyBytes_AsString(records);
     memset(t.records, 0, (size_t)count * MEASURE_RECORD);
@@ -169,6 +174,7 @@ static PyObject *native_measure(PyObject *self, PyObject *args) {
 out:
     if (!names && !PyErr_Occurred()) PyErr_NoMemory();
     PyMem_Free((void *)names);
+    Py_XDECREF(encoded);
     Py_XDECREF(records);
     return result;
 }

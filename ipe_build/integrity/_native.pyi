@@ -1,6 +1,7 @@
 """The C extension; see _native.c. Absent where it was not built: import it through `engine.native()` only."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 def kernels(algorithm: str, /) -> tuple[str, ...]: ...
 def best(algorithm: str, /) -> str: ...
@@ -24,7 +25,7 @@ def level(
     /,
 ) -> tuple[int, int, int]: ...
 def measure(
-    paths: list[bytes],
+    paths: list[str | Path],
     algorithm: str,
     kernel: str,
     salt: bytes,

@@ -162,7 +162,7 @@ def measure_all(paths: Sequence[str | Path], parameters: FsVerityParameters, hos
         return tuple(_one(Path(path), parameters, host) for path in paths)
     started = monotonic()
     records: bytes = extension.measure(
-        list(map(os.fsencode, paths)),
+        list(paths),
         *(parameters.hash_name, kernel.native, parameters.salt, layout.algorithm_number(parameters.hash_name)),
         *(parameters.block_size.bit_length() - 1, _BIG, host.jobs),
         lambda done: host.progress.amount(done, len(paths), started),
