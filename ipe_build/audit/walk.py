@@ -13,7 +13,6 @@ from ipe_build.formats.command_line import kernel_bool
 from ipe_build.policy.evaluate import decide
 from ipe_build.policy.facts import Facts
 from ipe_build.policy.model import Policy
-from ipe_build.policy.parser import Role, parse
 from ipe_build.policy.properties import Action, Operation
 
 if TYPE_CHECKING:
@@ -102,11 +101,3 @@ def allows(facts: ImageFacts, policy: Policy | None, op: Operation, known: Facts
     if policy is None or enforcing(facts).goes_on is not Answer.YES:
         return True
     return decide(policy, op, known, enabled_in(facts)).action is Action.ALLOW
-
-
-def boot_policy(facts: ImageFacts) -> Policy | None:
-    """Returns the kernel's own policy, None without one and for one that it refuses."""
-    kernel = facts.kernel
-    if kernel is None or kernel.boot_policy is None:
-        return None
-    return parse(kernel.boot_policy, kernel.version, Role.BOOT).policy

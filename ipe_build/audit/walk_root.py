@@ -15,7 +15,7 @@ from ipe_build.audit.facts import ImageFacts
 from ipe_build.audit.file_tree import TreeFile
 from ipe_build.audit.findings import Answer
 from ipe_build.audit.mounting import mount_problem, page_bytes
-from ipe_build.audit.policies import SignedPolicy, named_policy, policy_path, signed_policies
+from ipe_build.audit.policies import SignedPolicy, boot_policy_in, named_policy, policy_path, signed_policies
 from ipe_build.audit.root_hash import root_facts
 from ipe_build.audit.sealed import enabled_in
 from ipe_build.audit.tree_check import check_tree
@@ -34,7 +34,7 @@ from ipe_build.signing.verify import verify_signature
 if TYPE_CHECKING:
     from ipe_build.host import Host
 
-from ipe_build.audit.walk import ON, Step, allows, boot_policy, drivers, ends, setting_of, settings_of, unforeseen
+from ipe_build.audit.walk import ON, Step, allows, drivers, ends, setting_of, settings_of, unforeseen
 from ipe_build.audit.walk_program import starts
 
 _MAX_INIT = 255
@@ -157,7 +157,7 @@ def _loaded(facts: ImageFacts) -> tuple[Step, Policy | None]:
     """Returns how loading goes, and the policy that is in force then."""
     assert facts.kernel is not None
     there = {one.path: one for one in signed_policies(facts)}
-    active = boot_policy(facts)
+    active = boot_policy_in(facts)
     known = {active.name: active} if active is not None else {}
     for place in settings_of(facts, "policy"):
         inside = place.startswith("initramfs:")

@@ -12,6 +12,7 @@ from ipe_build.audit.checks_initramfs import RD_SYMBOLS
 from ipe_build.audit.command_line import word_of
 from ipe_build.audit.facts import EntryKind, ImageFacts
 from ipe_build.audit.findings import Answer
+from ipe_build.audit.policies import boot_policy_in
 from ipe_build.formats.partition_types import EFI_SYSTEM, PARTITION_TYPES
 from ipe_build.policy.properties import Operation
 
@@ -23,7 +24,6 @@ from ipe_build.audit.walk import (
     ON,
     Step,
     allows,
-    boot_policy,
     ends,
     ipe_active,
     settings_of,
@@ -101,7 +101,7 @@ def initramfs_starts(facts: ImageFacts, host: Host) -> Step:
         )
     if archive.error:
         return unforeseen(f"the initramfs is damaged: {archive.error}")
-    denied = "" if allows(facts, boot_policy(facts), Operation.EXECUTE, OF_INITRAMFS) else "the boot policy denies"
+    denied = "" if allows(facts, boot_policy_in(facts), Operation.EXECUTE, OF_INITRAMFS) else "the boot policy denies"
     started = starts(facts, f"/{path}", facts.find_in_initramfs, lambda one: denied and f"{denied} /{one.path}", "the initramfs")
     if started.goes_on is not Answer.YES:
         return started
@@ -121,6 +121,6 @@ def ipe_enforces(facts: ImageFacts, host: Host) -> Step:
     for path in settings_of(facts, "module"):
         if facts.find_in_initramfs(path.lstrip("/")) is None:
             return ends(f"{path} is not in the initramfs")
-        if not allows(facts, boot_policy(facts), Operation.KMODULE, OF_INITRAMFS):
+        if not allows(facts, boot_policy_in(facts), Operation.KMODULE, OF_INITRAMFS):
             return ends(f"the boot policy denies the module {path}")
     return ON
