@@ -1,0 +1,1 @@
+require ${@bb.utils.contains('DISTRO_FEATURES', 'ipe', 'pyelftools-nativesdk.inc', '', d)}
