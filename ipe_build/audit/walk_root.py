@@ -21,7 +21,8 @@ from ipe_build.audit.sealed import enabled_in
 from ipe_build.audit.tree_check import check_tree
 from ipe_build.errors import IpeBuildError
 from ipe_build.formats.command_line import kernel_bool
-from ipe_build.formats.ipe_init import CAPABILITIES
+from ipe_build.formats.ipe_init import CAPABILITIES, signature_refusal, superblock_refusal
+from ipe_build.formats.verity import SUPERBLOCK_SIZE
 from ipe_build.formats.verity_sig import parse_verity_signature
 from ipe_build.policy.evaluate import decide
 from ipe_build.policy.facts import Facts
@@ -72,6 +73,10 @@ def verity_opens(facts: ImageFacts, host: Host) -> Step:
         return ends("the verity superblock cannot be read")
     if facts.superblock.data_blocks * facts.superblock.data_block_size > facts.root.data_region.size_bytes:
         return ends("the superblock says more data than the partition has")
+    area = facts.root.hash_region
+    refused = superblock_refusal(area.read(facts.root.hash_offset, SUPERBLOCK_SIZE)) if area is not None else ""
+    if refused:
+        return ends(f"ipe-init refuses the verity superblock: {refused}")
     if facts.superblock.data_block_size > page_bytes(facts):
         return ends(f"dm-verity takes no data blocks of {facts.superblock.data_block_size} bytes: they are larger than a page")
     there = drivers(facts, "BLK_DEV_DM", "DM_VERITY", HASH_SYMBOLS.get(facts.superblock.algorithm, ""))
@@ -101,6 +106,8 @@ def _signed(facts: ImageFacts, wanted: bytes) -> Step:
             stored = parse_verity_signature(raw or b"")
         except IpeBuildError as error:
             return ends(f"no usable signature partition: {error.message}")
+        if refused := signature_refusal(raw or b""):
+            return ends(f"ipe-init refuses the signature partition: {refused}")
         if stored.root_hash != wanted:
             return ends("no signature partition is for this root hash")
         signature = stored.signature
@@ -230,7 +237,11 @@ def init_starts(facts: ImageFacts, host: Host) -> Step:
     unknown = [one for one in settings_of(facts, "drop_capability") if one not in CAPABILITIES]
     if unknown:
         return ends(f"there is no capability {unknown[0]}")
+    mounted = {"/dev", "/proc", "/sys"}
     for place in settings_of(facts, "move"):
+        if place.rstrip("/") not in mounted:
+            return ends(f"nothing is mounted on {place} that could be moved to the root")
+        mounted.remove(place.rstrip("/"))
         folder = facts.files.tree.find(place)
         if folder is None or folder.mode >> 12 != 4:
             return ends(f"the root has no folder {place} to move {place} to")

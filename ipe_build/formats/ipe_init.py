@@ -6,6 +6,8 @@ tests/unit/test_ipe_init_config.py holds this against that very C code.
 
 from __future__ import annotations
 
+import base64
+import json
 import re
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
@@ -14,6 +16,7 @@ MAX_BYTES = 64 * 1024 - 1
 MAX_LIST = 64
 _MARKS = (b"ipe-init: is the first program of an initramfs", b"/etc/ipe-init.conf")
 _SPACE = b" \t\r\n"
+_MAX_SALT, _MAX_KEY, _MAX_BASE64 = 256, 64, 32767 // 3 * 4
 _UUID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 _ROOT_HASH = re.compile(r"([0-9a-fA-F]{2}){32,64}")
 VERITY_OPTIONS = frozenset(
@@ -198,3 +201,42 @@ def _misfit(found: Mapping[str, tuple[str, ...]]) -> str:
         ),
     )
     return next((text for wrong, text in rules if wrong), "")
+
+
+def superblock_refusal(raw: bytes) -> str:
+    """Returns what ipe-init refuses of a verity superblock (512 bytes) that others read, "" when it takes it."""
+    name, salt_bytes = raw[32:64].split(b"\0", 1)[0], int.from_bytes(raw[80:82], "little")
+    if not re.fullmatch(rb"[a-z0-9_-]{1,31}", name):
+        return "its algorithm is no name"
+    if salt_bytes > _MAX_SALT:
+        return f"its salt is longer than {_MAX_SALT} bytes"
+    padding = raw[82:88] + raw[88 + salt_bytes : 344] + raw[344:512]
+    return "its padding is not zero" if any(padding) else ""
+
+
+def signature_refusal(raw: bytes) -> str:
+    """Returns what ipe-init refuses of the JSON of a signature partition that others read, "" when it takes it."""
+    text = raw.rstrip(b"\0")
+    if b"\0" in text or re.search(rb"\\(?!/)", text):
+        return "it has escapes or NULs inside"
+    try:
+        pairs = json.loads(text.decode("utf-8", "surrogateescape"), object_pairs_hook=list)
+    except (ValueError, RecursionError):
+        return "it is not JSON"
+    if not isinstance(pairs, list) or not all(
+        isinstance(one, tuple) and isinstance(one[1], str) and len(one[0]) < _MAX_KEY for one in pairs
+    ):
+        return "it has values that are not text"
+    found: dict[str, list[str]] = {}
+    for name, value in pairs:
+        found.setdefault(name, []).append(value)
+    if any(len(found.get(name, ())) != 1 for name in ("rootHash", "signature")):
+        return "rootHash or signature are not there once"
+    if not _ROOT_HASH.fullmatch(found["rootHash"][0]):
+        return "its rootHash is not 64 to 128 hex digits"
+    value = found["signature"][0]
+    try:
+        exact = base64.b64encode(base64.b64decode(value, validate=True)).decode() == value
+    except ValueError:
+        exact = False
+    return "" if exact and 0 < len(value) <= _MAX_BASE64 else "its signature is no base64, or too long"

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 
 import pytest
 
-from ipe_build.errors import InputError
-from ipe_build.formats.ipe_init import MAX_LIST, SETTINGS, is_ipe_init, parse_ipe_init
+from ipe_build.errors import FormatError, InputError
+from ipe_build.formats.ipe_init import MAX_LIST, SETTINGS, is_ipe_init, parse_ipe_init, signature_refusal, superblock_refusal
+from ipe_build.formats.verity import parse_superblock
+from ipe_build.formats.verity_sig import VeritySignature, parse_verity_signature
 from ipe_build.image.initramfs import InitramfsRequest, compile_init, render_config
-from tests.unit.test_initramfs import Parse, mutated, parse  # noqa: F401
+from tests.unit.test_initramfs import SUPERBLOCK, Parse, mutated, parse  # noqa: F401
 
 GOOD = render_config(
     InitramfsRequest(bytes(range(32)), "erofs", policies=("/etc/ipe/ipe-policy.p7b",), drop_capabilities=("CAP_MAC_ADMIN",))
@@ -117,3 +120,50 @@ def test_a_program_is_told_from_ipe_init_by_its_marks(tmp_path, host, need) -> N
 def test_more_policies_than_ipe_init_takes_are_refused_at_build_time() -> None:
     with pytest.raises(InputError, match="ipe-init would refuse"):
         render_config(InitramfsRequest(bytes(32), "erofs", policies=tuple(f"/etc/ipe/p{number}.p7b" for number in range(MAX_LIST + 1))))
+
+
+def readable(read: Callable[[bytes], object], data: bytes) -> bool:
+    try:
+        read(data)
+    except FormatError:
+        return False
+    return True
+
+
+def test_superblocks_that_others_read_are_refused_where_ipe_init_refuses_them(parse: Parse) -> None:  # noqa: F811
+    flips = [SUPERBLOCK[:at] + bytes([SUPERBLOCK[at] ^ 1]) + SUPERBLOCK[at + 1 :] for at in range(512)]
+    inputs = [one for one in [SUPERBLOCK, *flips, *mutated(SUPERBLOCK.ljust(600, b"\0"), 1000, 3)] if len(one) >= 512]
+    inputs = [one[:512] for one in inputs if readable(parse_superblock, one[:512])]
+    refused = 0
+    for data, answer in zip(inputs, parse("s", inputs), strict=True):
+        ours = superblock_refusal(data)
+        if "number of data blocks" not in answer:
+            assert (ours == "") == answer.startswith("yes"), (data, answer, ours)
+        refused += bool(ours)
+    assert superblock_refusal(SUPERBLOCK) == ""
+    assert refused > 200
+
+
+def test_signatures_that_others_read_are_refused_where_ipe_init_refuses_them(parse: Parse) -> None:  # noqa: F811
+    good = VeritySignature(bytes(range(32)), bytes(32), b"signature, in DER").build().rstrip(b"\0")
+    made = [
+        good,
+        good.replace(b"{", b'{"rootHash":"' + b"00" * 32 + b'",', 1),
+        good.replace(b"{", b'{"other":"text",', 1),
+        good.replace(b"{", b'{"' + b"k" * 64 + b'":"text",', 1),
+        good.replace(b"{", b'{"version":1,', 1),
+        good.replace(b'"rootHash"', b'"\\u0072ootHash"'),
+        good.replace(b"/", b"\\/"),
+        good.replace(b"000102", b"00 0102"),
+        good.replace(b'="', b'" '),
+        good + b"\0\0",
+        b" " + good + b"\n",
+    ]
+    inputs = [one for one in (*made, *mutated(good, 3000, 9)) if readable(parse_verity_signature, one)]
+    refused = 0
+    for data, answer in zip(inputs, parse("j", inputs), strict=True):
+        ours = signature_refusal(data)
+        assert (ours == "") == answer.startswith("yes"), (data, answer, ours)
+        refused += bool(ours)
+    assert signature_refusal(good) == ""
+    assert refused >= 4
