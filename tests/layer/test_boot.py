@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from ipe_build.image.disk import read_disk
 from ipe_build.kernel.trust import KernelTrust
 from tests.fixtures.efi import STUB, SYSTEMD_BOOT
 from tests.fixtures.layer import DROPPED, ROOT, BuildFolder, boot_and_probe
@@ -179,8 +180,8 @@ def script(environment: dict[str, str], name: str, *words: str | Path) -> subpro
 
 @pytest.mark.boot
 @pytest.mark.slow
-def test_image_made_by_buildroots_scripts_boots_and_denies(buildroot, probe_rootfs, kernel_factory, need, test_keys) -> None:
-    for tool in ("qemu-system-x86_64", "mkfs.erofs", "mkfs.vfat", "mcopy", "gcc"):
+def test_image_made_by_buildroots_scripts_boots_and_denies(buildroot, probe_rootfs, kernel_factory, need, need_file, test_keys) -> None:
+    for tool in ("qemu-system-x86_64", "mkfs.erofs", "mkfs.vfat", "mcopy", "mdir", "gcc"):
         need(tool)
     base = Path(buildroot["BASE_DIR"])
     prepared = script(buildroot, "prepare-kernel")
@@ -191,9 +192,17 @@ def test_image_made_by_buildroots_scripts_boots_and_denies(buildroot, probe_root
     built = script(buildroot, "post-build", probe_rootfs)
     assert built.returncode == 0, built.stderr
     subprocess.run([need("mkfs.erofs"), "-T1700000000", base / "images/rootfs.erofs", probe_rootfs], check=True, capture_output=True)
-    for _again in range(2):
+    for loader in ("", "BR2_PACKAGE_SYSTEMD_BOOT=y\n"):
+        if loader:
+            place = base / "images/efi-part/EFI/BOOT/bootx64.efi"
+            place.parent.mkdir(parents=True)
+            shutil.copyfile(need_file(SYSTEMD_BOOT, "systemd-boot-efi"), place)
+            (base / ".config").write_text((base / ".config").read_text() + loader)
         made = script(buildroot, "post-image", base / "images")
         assert made.returncode == 0, made.stderr
+        esp = read_disk(base / "images/ipe.raw").esp
+        words = ["mdir", "-i", f"{base}/images/ipe.raw@@{esp.offset_bytes}", "::EFI/BOOT/BOOTX64.EFI"]
+        assert (subprocess.run(words, capture_output=True).returncode == 0) is bool(loader)
     assert json.loads((base / "images/ipe-audit.json").read_text())
     assert boot_and_probe(base / "images/ipe.raw", base / "images/ipe-policy.pol", test_keys)
 

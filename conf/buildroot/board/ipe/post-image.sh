@@ -55,15 +55,28 @@ ipe_build image initramfs --root-hash cmdline --filesystem "$filesystem" --archi
 	--compiler "$(find "${HOST_DIR:-/nowhere}/bin" -name '*-linux-*gcc' 2> /dev/null | sort | head -n 1 | grep . || echo gcc)" \
 	-o "$images/ipe-initrd" --force
 
+# systemd-boot on the disk, or none: U-Boot or QEMU starts the kernel then, and
+# the audit is told which.
+loader=
+if selected BR2_PACKAGE_SYSTEMD_BOOT; then
+	loader=$(find "$images/efi-part/EFI/BOOT" -name 'boot*.efi' | head -n 1)
+fi
 set --
 if [ "$(br2 SLOTS)" = y ]; then
 	set -- --slots --slot-root-mib "$(br2 SLOT_ROOT_MIB 0)"
 fi
+if [ -n "$loader" ]; then
+	set -- "$@" --boot-loader "$loader"
+else
+	set -- "$@" --no-boot-loader
+fi
 ipe_build image disk "$root" --root-hash "$root.roothash" --verity-sig "$root.verity-sig" --architecture "$architecture" \
-	--kernel "$kernel" --initramfs "$images/ipe-initrd" --no-boot-loader --name buildroot "$@" \
+	--kernel "$kernel" --initramfs "$images/ipe-initrd" --name buildroot "$@" \
 	--command-line "$(br2 COMMAND_LINE) roothash=$(cat "$root.roothash")" -o "$images/ipe.raw" --force
 
-ipe_build audit "$images/ipe.raw" --json > "$images/ipe-audit.json"
+set --
+[ -n "$loader" ] || set -- --kernel "$kernel"
+ipe_build audit "$images/ipe.raw" "$@" --json > "$images/ipe-audit.json"
 
 set --
 for kind in bmap zstd partitions sparse; do
