@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import io
-import re
 import shutil
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -13,99 +11,20 @@ import pytest
 from ipe_build.audit.checks import audit
 from ipe_build.audit.findings import Answer, Prediction, Stage
 from ipe_build.boot import layout
-from ipe_build.boot.console import END, read_console
+from ipe_build.boot.console import END
 from ipe_build.boot.entry import with_options
 from ipe_build.boot.expectation import resolve
 from ipe_build.boot.probe_disk import build_disk
 from ipe_build.boot.probes import PROBES
 from ipe_build.boot.prove import BootRequest, image_facts
-from ipe_build.boot.qemu import Boot, DirectKernel, Machine, boot
+from ipe_build.boot.qemu import DirectKernel, Machine
 from ipe_build.examine import examined
 from ipe_build.host import Host, Progress
 from ipe_build.image.disk import read_disk
 from tests.fixtures.audit_breaks import BOOT, BREAKS, FIRMWARE, Break, no_boot_loader
+from tests.fixtures.audit_observed import Observed, agrees, booted, observe
 
-_STEP = re.compile(r"ipe-init: FATAL: ([a-z ]+):")
-STAGE_OF_STEP = {
-    "config": Stage.INITRAMFS,
-    "ipe": Stage.IPE,
-    "module": Stage.IPE,
-    "command line": Stage.VERITY,
-    "partition": Stage.VERITY,
-    "signature": Stage.VERITY,
-    "superblock": Stage.VERITY,
-    "verity": Stage.VERITY,
-    "mount": Stage.MOUNT,
-    "policy": Stage.POLICY,
-    "capabilities": Stage.INIT,
-    "clear": Stage.INIT,
-    "move": Stage.INIT,
-    "switch": Stage.INIT,
-    "init": Stage.INIT,
-}
-"""ipe-init's steps (the first word of its last words) and the audit's stages."""
 _NOTHING_TO_START = r"No bootable option|No loader found|UEFI Interactive Shell|Shell>|Start PXE"
-
-
-@dataclass(frozen=True)
-class Observed:
-    """What a console says: the stage the boot ended in, and whether IPE denied a program on tmpfs (None: nobody tried)."""
-
-    stage: Stage
-    enforces: bool | None
-    console: str
-
-
-_NO_TIMER = "IO-APIC + timer doesn't work"
-"""A starved emulator misses the timer's first ticks and the kernel gives up: that is about the machine we run on, not the image."""
-
-
-def booted(
-    disk: Path, machine: Machine, host: Host, *, kernel: DirectKernel | None = None, extra: Path | None = None, stop_at: str
-) -> Boot:
-    """Returns a boot; one that the emulator spoiled is done again, twice at most."""
-    for _ in range(3):
-        result = boot(disk, machine, host, kernel=kernel, extra_disk=extra, stop_at=stop_at)
-        if not any(_NO_TIMER in line for line in result.console):
-            break
-    return result
-
-
-def observe(result: Boot) -> Observed:
-    """Returns what a boot shows."""
-    text = "\n".join(result.console)
-    failed = _STEP.search(text)
-    transcript = read_console(result.console)
-    if "Linux version" not in text:
-        stage = Stage.FIRMWARE if "BdsDxe" in text or "UEFI" in text else Stage.KERNEL
-    elif failed is not None:
-        stage = STAGE_OF_STEP[failed[1]]
-    elif "ipe-init: starting" in text:
-        stage = Stage.RUNS
-    else:
-        assert "Kernel panic" in text, text[-2000:]
-        stage = Stage.INITRAMFS
-    copy = transcript.report("run-copy")
-    return Observed(stage, None if copy is None else copy.error == "EACCES", text)
-
-
-def agrees(foreseen: Prediction, seen: Observed) -> list[str]:
-    """Returns where prediction and boot differ. Where nothing is foreseen from a stage on, the stages before it must go well."""
-    wrong = []
-    if foreseen.boots is Answer.YES and seen.stage is not Stage.RUNS:
-        wrong.append(f"foreseen to boot, ended at the stage {seen.stage}")
-    if foreseen.boots is Answer.NO and seen.stage is not foreseen.stage:
-        wrong.append(f"foreseen to end at the stage {foreseen.stage} ({foreseen.why}), ended at {seen.stage}")
-    if (
-        foreseen.boots is Answer.UNKNOWN
-        and seen.stage is not Stage.RUNS
-        and list(Stage).index(seen.stage) < list(Stage).index(foreseen.stage)
-    ):
-        wrong.append(f"nothing foreseen from the stage {foreseen.stage} on, ended before, at {seen.stage}")
-    if foreseen.enforces is not Answer.UNKNOWN and seen.enforces is not None and seen.enforces is not (foreseen.enforces is Answer.YES):
-        denied = "denied" if seen.enforces else "not denied"
-        wrong.append(f"foreseen to enforce: {foreseen.enforces} ({foreseen.enforces_why}); a copy on tmpfs was {denied}")
-    return wrong
 
 
 @pytest.fixture
