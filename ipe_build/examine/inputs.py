@@ -71,6 +71,15 @@ class _Row(NamedTuple):
     is_it: Callable[[_Input], bool]
 
 
+def _has_table(one: _Input) -> bool:
+    return one.head[512:520] == b"EFI PART"
+
+
+def _is_kernel(one: _Input) -> bool:
+    data = one.whole()
+    return bool(data) and _parses(open_kernel, data)
+
+
 def _is_disk(one: _Input) -> bool:
     # A protective record (type 0xee) in the MBR: the table itself may be damaged, which is then said of it.
     records = (one.head[446 + 16 * number + 4 : 446 + 16 * number + 5] for number in range(4))
@@ -113,7 +122,8 @@ KINDS: tuple[_Row, ...] = (
     _Row(Kind.ROOT_HASH, lambda one: one.size_bytes < 200 and _ROOT_HASH.fullmatch(one.small()) is not None),
     _Row(Kind.UKI, _is_uki),
     _Row(Kind.INITRAMFS, _is_initramfs),
-    _Row(Kind.KERNEL, lambda one: bool(one.whole()) and _parses(open_kernel, one.whole())),
+    _Row(Kind.DISK, _has_table),  # else every disk would be read into memory, twice, to see that it is no kernel
+    _Row(Kind.KERNEL, _is_kernel),
     _Row(Kind.DISK, _is_disk),
     _Row(Kind.ESP, lambda one: is_fat(one.head[:512])),
 )
