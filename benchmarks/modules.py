@@ -67,9 +67,7 @@ def main() -> None:
         originals = folder / "originals"
         _make_modules(originals, arguments.count, arguments.size)
         print(f"{arguments.count} modules of about {arguments.size} bytes, {host.jobs} processors, {_processor()}; {_filesystem(folder)}")
-        _head(
-            "key | loop/s | xargs/s | ours/s | command/s | times loop | times xargs | signature/s | files/s | both/s | of signature | of both"
-        )
+        _head("key | loop/s | xargs/s | ours/s | command/s | x loop | x xargs | signature/s | files/s | both/s | of signature | of both")
         for kind in arguments.keys.split(","):
             row = rows[kind] = _compare(kind, originals, folder, sign_file, host, arguments.runs)
             rates = " | ".join(f"{row[name]:.0f}" for name in ("loop", "xargs", "ours", "command"))

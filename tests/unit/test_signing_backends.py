@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from asn1crypto import keys as asn1_keys
 from cryptography.hazmat.primitives.serialization import (
     BestAvailableEncryption,
     Encoding,
@@ -114,6 +116,35 @@ def test_garbage_is_neither_certificate_nor_key(content: bytes, tmp_path: Path) 
         load_certificates(tmp_path / "file")
     with pytest.raises(SigningKeyError):
         load_private_key(tmp_path / "file", None, "")
+
+
+_RSA_FIELDS = ("modulus", "public_exponent", "private_exponent", "prime1", "prime2", "exponent1", "exponent2", "coefficient")
+
+
+@pytest.mark.parametrize("change", [lambda _: 0, lambda _: 1, lambda _: -5, lambda value: value + 2, lambda value: value ^ 1 << 17])
+@pytest.mark.parametrize("field", _RSA_FIELDS)
+def test_rsa_key_with_a_damaged_number_is_refused_before_it_signs(
+    field: str, change: Callable[[int], int], test_keys: KeySet, tmp_path: Path
+) -> None:
+    key = load_private_key(test_keys.pair("policy").key, None, "")
+    numbers = asn1_keys.RSAPrivateKey.load(key.private_bytes(Encoding.DER, PrivateFormat.TraditionalOpenSSL, NoEncryption()))
+    path = tmp_path / "key.der"
+    path.write_bytes(numbers.dump())
+    assert load_private_key(path, None, "").private_numbers() == key.private_numbers()
+    numbers[field] = change(numbers[field].native)
+    path.write_bytes(numbers.dump(force=True))
+    with pytest.raises(SigningKeyError, match="not a private key"):
+        load_private_key(path, None, "")
+
+
+def test_rsa_key_of_two_equal_factors_is_refused(test_keys: KeySet, tmp_path: Path) -> None:
+    key = load_private_key(test_keys.pair("policy").key, None, "")
+    prime = key.private_numbers().p
+    numbers = asn1_keys.RSAPrivateKey.load(key.private_bytes(Encoding.DER, PrivateFormat.TraditionalOpenSSL, NoEncryption()))
+    numbers["prime2"], numbers["modulus"] = prime, prime * prime
+    (tmp_path / "key.der").write_bytes(numbers.dump(force=True))
+    with pytest.raises(SigningKeyError, match="not a private key"):
+        load_private_key(tmp_path / "key.der", None, "")
 
 
 def test_key_and_certificate_swapped_are_named(test_keys: KeySet) -> None:
