@@ -316,9 +316,9 @@ def _finish(built: Built, job: Job) -> tuple[bytes, AuditReport, Evidence | None
         _write_json(folder / "audit.json", report.to_json())
         (folder / "audit.html").write_text(render_html(report, portrait), encoding="utf-8")
     with step("reference values"):
-        make_reference_values(disk.path, folder, host)
+        known = make_reference_values(disk.path, folder, host)
         made_from = materials(config, job.config_file)
-        measured = make_bill_of_materials(config, made_from, built.kernel.release, folder, host)
+        measured = make_bill_of_materials(config, made_from, built.kernel.release, folder, host, known)
     with step("manifest"):
         manifest = make_manifest(config, job.config_file, built.kernel, built.boot_policy, device, root, keys, host, measured)
         (folder / FILE_NAME).write_bytes(manifest.to_bytes())

@@ -36,8 +36,8 @@ _MAKERS = {Filesystem.EROFS: "mkfs.erofs", Filesystem.SQUASHFS: "mksquashfs", Fi
 _TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.xz", ".tar.bz2")
 
 
-def make_reference_values(disk: Path, folder: Path, host: Host) -> bool:
-    """Returns whether reference values were written into the folder: a disk without a boot loader of its own has none.
+def make_reference_values(disk: Path, folder: Path, host: Host) -> tuple[Artefact, ...]:
+    """Returns the disk as it was measured, after writing its reference values into the folder; () for one without a boot loader of its own.
 
     They are for a device without Secure Boot keys: for another one, `ipe-build attest measure --variables`.
     """
@@ -45,19 +45,19 @@ def make_reference_values(disk: Path, folder: Path, host: Host) -> bool:
         values = measure_image(disk)
     except InputError as error:
         host.progress.note(f"no reference values: {error.message}")
-        return False
+        return ()
     (folder / REFERENCE_NAME).write_bytes(values.to_bytes())
     (folder / REFERENCE_NAME).with_suffix(".pcrlock").write_bytes(values.to_pcrlock())
-    return True
+    return (Artefact(disk.relative_to(folder).as_posix(), disk.stat().st_size, values.image_sha256),)
 
 
 def make_bill_of_materials(
-    config: Config, made_from: tuple[Material, ...], kernel_release: str, folder: Path, host: Host
+    config: Config, made_from: tuple[Material, ...], kernel_release: str, folder: Path, host: Host, known: Sequence[Artefact] = ()
 ) -> tuple[Artefact, ...]:
-    """Writes the bill of materials of what lies in the folder so far; returns what that is."""
+    """Writes the bill of materials of what lies in the folder so far; returns what that is. What is `known` of it is not read again."""
     packages = packages_of(config.rootfs.source)
     epoch = host.source_date_epoch
-    measured = measure_folder(folder)
+    measured = measure_folder(folder, known=known)
     bill = make_sbom(config.build.name, __version__, epoch, kernel_release, measured, made_from, packages)
     (folder / SBOM_NAME).write_bytes(bill)
     return measured
