@@ -63,7 +63,7 @@ def source_tree(source: Path, host: Host) -> SourceTree:
                 host.run([*_UNPACK, "--file", source, "--directory", folder])
             except ToolFailedError as error:
                 said = error.message.splitlines()
-                reason = said[min(1, len(said) - 1)].strip()
+                reason = said[min(1, len(said) - 1)].strip(" |")
                 raise InputError(f"cannot be unpacked: {reason}", where=str(source), hint=error.hint) from error
         _check_tree(folder, str(source))
 
