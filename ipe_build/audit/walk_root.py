@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from uuid import UUID
 
 from ipe_build.audit.checks_kernel import FILESYSTEM_SYMBOLS, HASH_SYMBOLS
-from ipe_build.audit.command_line import ipe_init_word, word_of
+from ipe_build.audit.command_line import ipe_init_word, word_of, words_of
 from ipe_build.audit.facts import ImageFacts
 from ipe_build.audit.file_tree import TreeFile
 from ipe_build.audit.findings import Answer
@@ -66,6 +66,8 @@ def verity_opens(facts: ImageFacts, host: Host) -> Step:
         return ends("the root hash is no hexadecimal number")
     if not 32 <= len(wanted) <= 64:
         return ends(f"a root hash of {len(wanted)} bytes is not taken")
+    if facts.table is not None and facts.table.from_backup and not any(word.name == "gpt" for word in words_of(facts)):
+        return unforeseen("the first partition table is damaged: Linux does not use the second one unless firmware has repaired the first")
     missing = _missing_partition(facts, wanted)
     if missing:
         return ends(missing)

@@ -59,13 +59,17 @@ class Partition:
 
 @dataclass(frozen=True, slots=True)
 class PartitionTable:
-    """A whole table. `problems` (reading only) says in words what is wrong in a table that can still be used."""
+    """A whole table. `problems` (reading only) says in words what is wrong in a table that can still be used.
+
+    `from_backup` says that it is the second one of the disk: the first cannot be used.
+    """
 
     disk_uuid: UUID
     size_bytes: int
     partitions: tuple[Partition, ...]
     sector_bytes: int = 512
     problems: tuple[str, ...] = ()
+    from_backup: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,7 +156,7 @@ def _read_with_sector(read_at: ReadAt, size_bytes: int, sector: int) -> Partitio
         chosen = spare
     problems += _mbr_problems(read_at(0, 512), size_bytes // sector)
     partitions = _partitions(chosen, sector, size_bytes, problems)
-    return PartitionTable(chosen.disk_uuid, size_bytes, partitions, sector, tuple(problems))
+    return PartitionTable(chosen.disk_uuid, size_bytes, partitions, sector, tuple(problems), not isinstance(primary, _Table))
 
 
 @dataclass(frozen=True, slots=True)
