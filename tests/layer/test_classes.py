@@ -134,7 +134,7 @@ def test_initramfs_carries_the_signed_policy(build_folder, need) -> None:
     assert b"etc/ipe/ipe-policy.p7b\0" in archive
 
 
-@pytest.mark.parametrize("recipe", ["python3-ipe-build", "python3-dissect-cstruct"])
+@pytest.mark.parametrize("recipe", ["python3-ipe-build", "python3-dissect-cstruct", "python3-pyelftools"])
 @pytest.mark.parametrize(
     ("variant", "pn"), [("", "{}"), ("native:", "{}-native"), ("nativesdk:", "nativesdk-{}")], ids=["target", "native", "sdk"]
 )

@@ -26,7 +26,9 @@ def wic_folder(build_folder: BuildFolder, wic_program: Path, need, monkeypatch) 
         need(tool)
     monkeypatch.setenv("PATH", f"{wic_program.parent}:{os.environ['PATH']}")
     build_folder.settings |= {"IMAGE_FSTYPES": "erofs erofs.verity", "IMAGE_CLASSES": CLASSES, "IPE_FLASH": "--bmap", "IPE_BOOT_LOADER": ""}
-    build_folder.settings |= {"RECIPE_SYSROOT_NATIVE": str(build_folder.topdir), "WICVARS": "DEPLOY_DIR_IMAGE RECIPE_SYSROOT_NATIVE"}
+    folders = dict.fromkeys(("RECIPE_SYSROOT_NATIVE", "STAGING_DATADIR", "HOSTTOOLS_DIR"), str(build_folder.topdir))
+    build_folder.settings |= {**folders, "WICVARS": f"DEPLOY_DIR_IMAGE ASSUME_PROVIDED {' '.join(folders)}"}
+    build_folder.settings |= {"ASSUME_PROVIDED__append": " parted-native util-linux-native gptfdisk-native"}
     build_folder.deploy.mkdir(parents=True)
     for name in ("bzImage", "ipe-initrd-small"):
         (build_folder.deploy / name).write_bytes(b"a program")
