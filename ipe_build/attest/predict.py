@@ -93,6 +93,9 @@ def behaviour_of(stub: EfiProgram) -> StubBehaviour:
         )
     row = [one for one in STUB_BEHAVIOURS if one.from_version <= info[1]][-1]
     image = stub.parsed()
+    if image.doubtful_sections:
+        names = ", ".join(image.doubtful_sections)
+        raise InputError(f"has sections of which the stub may take another than the first: {names}", where=stub.name)
     strange = [name for name in _UNKNOWN_SECTIONS if image.section(name)] if row.adds_os_release else []
     if strange:
         raise InputError(f"has sections whose measurement depends on the machine: {', '.join(strange)}", where=stub.name)

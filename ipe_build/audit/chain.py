@@ -68,6 +68,7 @@ LINKS: tuple[LinkRow, ...] = (
             "boot-partitions",
             "command-line-init",
             "uki-signed",
+            "uki-sections",
             "uki-extras",
             "uki-credentials",
             "initramfs-intact",

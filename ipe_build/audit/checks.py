@@ -118,6 +118,7 @@ CHECKS: tuple[Check, ...] = (
         checks_uki.command_line_fixed,
     ),
     Check("uki-signed", WARNING, "ipe-build sign efi IMAGE", checks_uki.uki_signed),
+    Check("uki-sections", ERROR, "leave one section of each name: ipe-build image uki", checks_uki.uki_sections),
     Check("uki-extras", WARNING, "take them out of the EFI system partition", checks_uki.uki_extras),
     Check("uki-credentials", WARNING, "require PCR 12 = 0 when the device is attested", checks_uki.uki_credentials),
     Check("command-line-enforce", ERROR, "take ipe.enforce=0 off the command line", checks_command_line.command_line_enforce),

@@ -31,6 +31,15 @@ def uki_signed(facts: ImageFacts, host: Host) -> Iterator[Outcome]:
         yield good("signature", f"by {', '.join(uki.signers)}; whether firmware's db has that is not part of the image")
 
 
+def uki_sections(facts: ImageFacts, host: Host) -> Iterator[Outcome]:
+    """Looks whether a section of a unified kernel image is there twice, or under a longer name: stubs differ in which one they use."""
+    uki = facts.boot_entry.uki if facts.boot_entry is not None else None
+    for name in uki.doubtful if uki is not None else ():
+        yield bad(name, "is there twice, or begins like another's name: the stub may use another one than was looked at here")
+    if uki is None or not uki.doubtful:
+        yield good("sections", "each is there once" if uki is not None else "no unified kernel image is started")
+
+
 def uki_extras(facts: ImageFacts, host: Host) -> Iterator[Outcome]:
     """Looks for credentials, extensions and add-ons in the EFI system partition: the stub of an image puts them into the initramfs."""
     if facts.boot_entry is None or facts.boot_entry.kind is not EntryKind.UKI or facts.esp is None:

@@ -89,6 +89,8 @@ class UkiFacts:
     problem: str
     digest: bytes
     os_release: Mapping[str, str]
+    doubtful: tuple[str, ...] = ()
+    """Sections that are there twice, or under a longer name: which one is used depends on the stub."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -40,6 +40,8 @@ def loader(facts: ImageFacts, host: Host) -> Step:
     entry = facts.boot_entry
     if entry is None or not entry.kernel:
         return ends("nothing of the image names a kernel")
+    if entry.uki is not None and entry.uki.doubtful:
+        return unforeseen(f"which section {entry.uki.doubtful[0]} the stub uses is not foreseen")
     if facts.esp is None or entry.kind is EntryKind.GIVEN:
         return ON
     wanted = PARTITION_TYPES[facts.kernel.architecture].efi_name if facts.kernel and facts.kernel.architecture in PARTITION_TYPES else ""

@@ -122,6 +122,7 @@ def _uki_facts(data: bytes, image: PeImage, os_release: bytes) -> UkiFacts:
         signers=tuple(signers),
         problem=problem,
         digest=authenticode_digest(data),
+        doubtful=image.doubtful_sections,
         os_release=_settings(os_release.rstrip(b"\0").decode("utf-8", "replace")),
     )
 

@@ -127,6 +127,17 @@ class PeImage:
         return tuple(section for section in found if section is not None)
 
     @property
+    def doubtful_sections(self) -> tuple[str, ...]:
+        """Returns sections of which a stub may take another than the first: names that come twice, or that begin like a UKI's.
+
+        systemd's stub 252 compares as many characters as its own name has and takes the last; later ones compare whole names.
+        """
+        names = [one.name for one in self.sections]
+        twice = {name for name in UKI_SECTIONS if names.count(name) > 1}
+        longer = {name for name in names for known in UKI_SECTIONS if name.startswith(known) and name not in (*UKI_SECTIONS, ".dtbauto")}
+        return tuple(sorted(twice | longer))
+
+    @property
     def is_uki(self) -> bool:
         """Returns whether it has a section .linux."""
         return self.section(".linux") is not None
