@@ -164,7 +164,7 @@ def _ways(pair: KeyPair, signer: Signer, sign_file: Path, host: Host) -> dict[st
         "command": lambda modules: _run([sys.executable, "-m", "ipe_build", "modules", "sign", ".", *options], modules),
         "signature": lambda modules: _in_processes(modules, lambda _: _sign(signer, b"module"), host.jobs),
         "files": lambda modules: _in_processes(modules, lambda path: _replace(path, lambda _: b""), 4 * host.jobs),
-        "both": lambda modules: _in_processes(modules, lambda path: _replace(path, lambda data: _sign(signer, data)), 2 * host.jobs),
+        "both": lambda modules: _in_processes(modules, lambda path: _replace(path, lambda data: _sign(signer, data)), 3 * host.jobs),
     }
 
 

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from ipe_build.host import Host
 
 _CHUNK = 16
-_WORKERS_A_PROCESSOR = 2
+_WORKERS_A_PROCESSOR = 3
 _PROFILE = PROFILES["module"]
 _PR_SET_PDEATHSIG = 1
 
@@ -193,7 +193,11 @@ def _in_workers(files: Sequence[Path], work: _Work, workers: int) -> Iterator[tu
         chunks = {pool.submit(_sign_chunk, start): start for start in range(1, len(files), _CHUNK)}
         for chunk in as_completed(chunks):
             yield chunks[chunk], chunk.result()
-    except BrokenProcessPool as error:
+    except BaseException as error:
+        for worker in multiprocessing.active_children():
+            os.kill(worker.pid or 0, signal.SIGUSR1)  # none goes on to its next module
+        if not isinstance(error, BrokenProcessPool):
+            raise
         raise ToolFailedError("a signing worker was killed", hint="was there enough memory? run it again: signing continues") from error
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
@@ -202,7 +206,7 @@ def _in_workers(files: Sequence[Path], work: _Work, workers: int) -> Iterator[tu
 
 
 def _begin(parent: int) -> None:
-    """Lets a worker end after its chunk when the build is interrupted (it gets no more work), after its module when the build is killed."""
+    """Lets a worker end after its module, and not before, when the build is interrupted, when it fails, and when it is killed."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGUSR1, lambda _number, _frame: _worker.leave())

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import signal
 import stat
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -189,28 +192,66 @@ def test_damaged_module_stops_signing_and_leaves_every_file_whole(
     assert all(verify_module(path, trusted).accepted for path in find_modules([tree]))
 
 
-class _DyingSigner:
-    """A signer whose workers are killed, as the kernel does when memory runs out."""
+class _Signer:
+    """A signer to whose workers something happens: `event(number)` at the beginning of each one's signature `number`."""
 
     survives_fork = True
 
-    def __init__(self, signer: Signer) -> None:
-        self.certificate, self.signer, self.parent = signer.certificate, signer, os.getpid()
+    def __init__(self, signer: Signer, event: Callable[[int], None]) -> None:
+        self.certificate, self.signer, self.event, self.parent, self.number = signer.certificate, signer, event, os.getpid(), 0
 
     def sign(self, message: bytes, digest_name: str) -> bytes:
         if os.getpid() != self.parent:
-            os.kill(os.getpid(), signal.SIGKILL)
+            self.number += 1
+            self.event(self.number)
         return self.signer.sign(message, digest_name)
 
 
-def test_killed_worker_is_an_error_and_not_a_hang(unsigned_module: bytes, test_keys: KeySet, host: Host, tmp_path: Path) -> None:
-    tree = _tree(tmp_path, unsigned_module, 40)
+@pytest.mark.parametrize("victims", ["one", "all"])
+def test_killed_worker_is_an_error_and_not_a_hang(
+    victims: str, unsigned_module: bytes, test_keys: KeySet, host: Host, tmp_path: Path, trusted
+) -> None:
+    tree = _tree(tmp_path / "tree", unsigned_module, 120)
     before = _digests(tree)
-    signer = _DyingSigner(test_keys.pair("module").signer(host))
+
+    def die(number: int) -> None:
+        """Dies as a worker does when memory runs out."""
+        with suppress(FileExistsError):
+            (tmp_path / ("victim" if victims == "one" else str(os.getpid()))).mkdir()
+            os.kill(os.getpid(), signal.SIGKILL)
+
     with pytest.raises(ToolFailedError, match="worker was killed"):
-        sign_modules(find_modules([tree]), signer, host, jobs=2)
+        sign_modules(find_modules([tree]), _Signer(test_keys.pair("module").signer(host), die), host, jobs=3)
+    for name, data in _digests(tree).items():
+        assert data == before[name] or verify_module(tree / name, trusted).accepted, name
+    assert _children() == []
+
+
+def test_interrupted_workers_end_after_the_module_that_they_sign(
+    unsigned_module: bytes, test_keys: KeySet, host: Host, tmp_path: Path, trusted
+) -> None:
+    tree = _tree(tmp_path, unsigned_module, 120)
+    before = _digests(tree)
+    names = sorted(path.name for path in tree.rglob("*"))
+    parent = os.getpid()
+
+    def interrupt(number: int) -> None:
+        if number == 2:
+            os.kill(parent, signal.SIGINT)
+        if number >= 2:
+            time.sleep(0.5)
+
+    with pytest.raises(KeyboardInterrupt):
+        sign_modules(find_modules([tree]), _Signer(test_keys.pair("module").signer(host), interrupt), host, jobs=2)
     changed = [name for name, data in _digests(tree).items() if data != before[name]]
-    assert changed == ["kernel/0/m0.ko"]  # the first is signed before there are workers
+    assert 1 < len(changed) < 16, "a chunk is 16 modules"
+    assert all(verify_module(tree / name, trusted).accepted for name in changed)
+    assert sorted(path.name for path in tree.rglob("*")) == names
+    assert _children() == []
+
+
+def _children() -> list[int]:
+    return [child.pid or 0 for child in multiprocessing.active_children()]
 
 
 def test_killed_run_leaves_each_module_old_or_new_no_other_file_and_no_process(
