@@ -176,6 +176,9 @@ def _find_key(module: Path, wanted: TokenKey, pin: str | None, where: str) -> An
             session = tokens[0].open()
         return session.get_key(object_class=pkcs11.ObjectClass.PRIVATE_KEY, id=wanted.id, label=wanted.label)
     except (pkcs11.PKCS11Error, RuntimeError, OSError) as error:
+        if pin is None and isinstance(error, pkcs11.NoSuchKey):
+            _, hint = _EXPLAINED["UserNotLoggedIn"]
+            raise SigningKeyError("no PIN was given, and without one the token shows no such private key", where=where, hint=hint) from None
         _explain(error, where)
 
 
