@@ -3,6 +3,11 @@
 A hash tree over 100 MB takes as long as importing what a command line usually imports; `docs/performance.md` has the milliseconds.
 """
 
+import signal
+
+if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # until the command line can say that it was interrupted there is nothing to clean up
+
 import gc
 import importlib
 import os

@@ -94,12 +94,12 @@ def _compile(folder: Path, toolchain: _Toolchain, host: Host) -> None:
     sources = resources.files("ipe_build.boot") / "guest"
     for name in ("ipe-probe.c", "probe-app.c", "probe-library.c"):
         (folder / name).write_bytes((sources / name).read_bytes())
-    compiler = toolchain.compiler
-    host.run([compiler, "-static", *_FLAGS, "-o", "ipe-probe", "ipe-probe.c"], cwd=folder)
+    compiler, env = toolchain.compiler, {"TMPDIR": str(folder)}  # what a stopped compiler leaves goes with the folder
+    host.run([compiler, "-static", *_FLAGS, "-o", "ipe-probe", "ipe-probe.c"], cwd=folder, env=env)
     library = Path(layout.LIBRARY).name
-    host.run([compiler, "-shared", "-fPIC", *_FLAGS, f"-Wl,-soname,{library}", "-o", library, "probe-library.c"], cwd=folder)
+    host.run([compiler, "-shared", "-fPIC", *_FLAGS, f"-Wl,-soname,{library}", "-o", library, "probe-library.c"], cwd=folder, env=env)
     places = (f"-Wl,--dynamic-linker={layout.LOADER}", f"-Wl,-rpath,{layout.FIXTURES}", "-Wl,--enable-new-dtags")
-    host.run([compiler, *_FLAGS, *places, "-o", "probe-app", "probe-app.c", library], cwd=folder)
+    host.run([compiler, *_FLAGS, *places, "-o", "probe-app", "probe-app.c", library], cwd=folder, env=env)
 
 
 def _compilers_file(toolchain: _Toolchain, name: str, host: Host) -> bytes:

@@ -148,7 +148,7 @@ def boot(
         argv = [*_command(row, machine, folder, kernel, firmware, extra_disk), *devices]
         watch = _Watch(console, machine.timeout_s, stop_at, cancelled)
         started = time.monotonic()
-        host.run(argv, cwd=folder, stop_when=watch)
+        host.run(argv, cwd=folder, stop_when=watch, env={"TMPDIR": str(folder)})  # its snapshot of the disk
         seconds = time.monotonic() - started
         raw = console.read_bytes()
     return Boot(watch.verdict(raw), console_lines(raw), tuple(str(word) for word in argv), seconds)

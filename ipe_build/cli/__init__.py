@@ -184,3 +184,5 @@ def _stop_on_signals() -> None:
 
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, stop)
+    if signal.getsignal(signal.SIGINT) == signal.SIG_DFL:  # see ipe_build.__main__
+        signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -127,7 +127,8 @@ def make_initramfs(request: InitramfsRequest, out: Path, host: Host, *, force: b
 
 def compile_init(out: Path, host: Host, *, compiler: str = "gcc", flags: tuple[str, ...] = ()) -> None:
     """Compiles ipe-init. Names are relative and there is no build id, so the folder it is built in does not show."""
-    host.run([compiler, *_FLAGS, *WARNINGS, *flags, f"-ffile-prefix-map={GUEST}=.", "-o", out.absolute(), *SOURCES], cwd=GUEST)
+    words: list[str | Path] = [compiler, *_FLAGS, *WARNINGS, *flags, f"-ffile-prefix-map={GUEST}=.", "-o", out.absolute(), *SOURCES]
+    host.run(words, cwd=GUEST, env={"TMPDIR": str(out.absolute().parent)})  # what a stopped compiler leaves goes with the scratch folder
 
 
 def render_config(request: InitramfsRequest) -> bytes:
