@@ -175,7 +175,7 @@ IMAGE_RULES: tuple[LintRule, ...] = (
         "image-compressed-modules-unknown",
         Severity.NOTE,
         "Compressed modules, and the kernel's configuration is not known.",
-        "say --target-config .config",
+        "say --kernel-config .config",
         _maybe_compressed_modules,
     ),
 )
