@@ -124,7 +124,7 @@ def _named_root_hash(facts: ImageFacts) -> str | None:
     """Returns the root hash (hex) that ipe-init's configuration, or by its leave the command line, names; None when unreadable."""
     value = _setting(facts, "root_hash")
     if value != "cmdline" or facts.boot_entry is None:
-        return value
+        return None if value is None else value.lower()
     return (ipe_init_word(facts, "roothash") or ("",))[-1].lower()
 
 
