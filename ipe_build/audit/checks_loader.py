@@ -90,7 +90,8 @@ def _fsverity_problem(facts: ImageFacts, hash_name: str, digest: bytes, signatur
     if not signature or facts.kernel is None:
         return ""
     try:
-        verify_signature(PROFILES["fs-verity-builtin"], formatted_digest(hash_name, digest), signature, facts.kernel.certificates)
+        signed = formatted_digest(hash_name, digest)
+        verify_signature(PROFILES["fs-verity-builtin"], signed, signature, facts.kernel.certificates, facts.kernel.revoked)
     except IpeBuildError as error:
         return f"its builtin signature: {error.message}"
     return ""

@@ -81,7 +81,11 @@ def root_hash_signature(facts: ImageFacts, host: Host) -> Iterator[Outcome]:
         return
     try:
         signer = verify_signature(
-            PROFILES["dm-verity-root-hash"], root_hash_payload(stored.root_hash), stored.signature, facts.kernel.certificates
+            PROFILES["dm-verity-root-hash"],
+            root_hash_payload(stored.root_hash),
+            stored.signature,
+            facts.kernel.certificates,
+            facts.kernel.revoked,
         )
     except IpeBuildError as error:
         yield bad("root hash signature", error.message)

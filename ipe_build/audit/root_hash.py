@@ -80,7 +80,13 @@ def _signature_problem(facts: ImageFacts, trusted: bool) -> str | None:
     if trusted:
         return None
     try:
-        verify_signature(PROFILES["dm-verity-root-hash"], root_hash_payload(stored.root_hash), stored.signature, facts.kernel.certificates)
+        verify_signature(
+            PROFILES["dm-verity-root-hash"],
+            root_hash_payload(stored.root_hash),
+            stored.signature,
+            facts.kernel.certificates,
+            facts.kernel.revoked,
+        )
     except IpeBuildError as error:
         return error.message
     return None
