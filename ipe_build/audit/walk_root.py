@@ -108,9 +108,9 @@ def _signed(facts: ImageFacts, wanted: bytes) -> Step:
             stored = parse_verity_signature(raw or b"")
         except IpeBuildError as error:
             return ends(f"no usable signature partition: {error.message}")
-        there, kind = facts.root.signature if facts.root is not None else None, setting_of(facts, "signature_type")
-        if there is not None and (not kind or UUID(kind) != there.type_uuid):
-            return ends(f"ipe-init looks for a signature partition of the type {kind or UUID(int=0)}, there is {there.type_uuid}")
+        place, kind = facts.root.signature if facts.root is not None else None, setting_of(facts, "signature_type")
+        if place is not None and (not kind or UUID(kind) != place.type_uuid):
+            return ends(f"ipe-init looks for a signature partition of the type {kind or UUID(int=0)}, there is {place.type_uuid}")
         if refused := signature_refusal(raw or b""):
             return ends(f"ipe-init refuses the signature partition: {refused}")
         if stored.root_hash != wanted:
