@@ -117,10 +117,10 @@ def _signed(facts: ImageFacts, wanted: bytes) -> Step:
             return ends("no signature partition is for this root hash")
         signature = stored.signature
     elif source.startswith("file:"):
-        there = facts.find_in_initramfs(source.removeprefix("file:").lstrip("/"))
-        if there is None:
+        given = facts.find_in_initramfs(source.removeprefix("file:").lstrip("/"))
+        if given is None:
             return ends(f"{source.removeprefix('file:')} is not in the initramfs")
-        signature = there.read(1 << 20)
+        signature = given.read(1 << 20)
     else:
         return unforeseen(f"the signature comes from {source}")
     takes = drivers(facts, "DM_VERITY_VERIFY_ROOTHASH_SIG")
