@@ -48,6 +48,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     device.add_argument("--interpreter", default="/bin/sh", metavar="COMMAND", help="a shell of the root (default: /bin/sh; '' for none)")
     device.add_argument("--no-modules", action="store_true", help="the image has no module fixtures")
     device.add_argument("--dropped", action="append", default=[], metavar="CAP_NAME", help="a capability that the initramfs drops")
+    device.add_argument("--sealed", action="store_true", help="the kernel holds no key, its policy pins the root, the initramfs is frozen")
     device.add_argument("--on-corruption", choices=("eio", "restart", "panic"), default="eio", help="what dm-verity does (default: eio)")
     secure = parser.add_argument_group("Secure Boot (the image boots a unified kernel image)")
     secure.add_argument("--db", action="append", default=[], type=Path, metavar="CERT", help="enrol these certificates, and boot under it")
@@ -118,6 +119,8 @@ def _request(arguments: argparse.Namespace, foreign: Signer, host: Host) -> Boot
         application=tuple(shlex.split(arguments.application)),
         interpreter=tuple(shlex.split(arguments.interpreter)),
         dropped_capabilities=frozenset(arguments.dropped),
+        keyless=arguments.sealed,
+        frozen_initramfs=arguments.sealed,
         on_corruption=arguments.on_corruption,
         destructive=not arguments.no_destructive,
         firmware=arguments.firmware,

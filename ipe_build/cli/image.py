@@ -89,6 +89,9 @@ def _configure_initramfs(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--drop-capability", action="append", default=[], choices=CAPABILITIES, metavar="CAP_NAME", help="taken from everyone"
     )
+    parser.add_argument(
+        "--freeze", action="store_true", help="nobody can write to the initramfs any more; wants --drop-capability CAP_LINUX_IMMUTABLE"
+    )
     parser.add_argument("--success-audit", choices=("0", "1"), help="what ipe/success_audit is set to")
     parser.add_argument("--init", default="/sbin/init", metavar="PATH", help="default: /sbin/init")
     parser.add_argument("--init-override", action="store_true", help="init= on the command line may name another")
@@ -172,6 +175,7 @@ def _initramfs(arguments: argparse.Namespace, host: Host) -> Outcome:
         delete_policies=tuple(arguments.delete_policy),
         success_audit=None if arguments.success_audit is None else arguments.success_audit == "1",
         drop_capabilities=tuple(arguments.drop_capability),
+        freeze=arguments.freeze,
         on_failure=OnFailure(arguments.on_failure),
         recovery=arguments.recovery,
         modules=(*arguments.module, *_loaded(arguments, host)),

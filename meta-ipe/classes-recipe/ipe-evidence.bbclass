@@ -26,10 +26,11 @@ SSTATETASKS += "do_ipe_evidence"
 do_ipe_evidence () {
     ipe_need_file IPE_EVIDENCE_IMAGE "${IPE_EVIDENCE_IMAGE}"
     set --
+    [ "${IPE_SEALED}" != "1" ] || set -- --sealed --dropped CAP_LINUX_IMMUTABLE
     if [ -n "${IPE_EVIDENCE_POLICY}" ]; then
         ipe_need_file IPE_EVIDENCE_POLICY "${IPE_EVIDENCE_POLICY}"
         ipe_need IPE_POLICY_KEY "${@ipe_key(d, 'POLICY')}"
-        set -- --policy "${IPE_EVIDENCE_POLICY}" --key "${@ipe_key(d, 'POLICY')}" --cert "${IPE_POLICY_CERT}"
+        set -- "$@" --policy "${IPE_EVIDENCE_POLICY}" --key "${@ipe_key(d, 'POLICY')}" --cert "${IPE_POLICY_CERT}"
     fi
     ipe_build boot "${IPE_EVIDENCE_IMAGE}" "$@" ${IPE_EVIDENCE_ARGS} --evidence "${IPE_EVIDENCE_DIR}/${IMAGE_LINK_NAME}.evidence.json"
 }

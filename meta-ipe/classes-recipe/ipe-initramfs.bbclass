@@ -30,7 +30,8 @@ do_compile () {
     printf '#!/bin/sh\nexec %s "$@"\n' "${CC}" > "${B}/cc"
     chmod 0755 "${B}/cc"
     if [ "${IPE_SEALED}" = "1" ]; then
-        set -- --signature none
+        # Its boot policy allows the initramfs for good: nothing may be added to that.
+        set -- --signature none --freeze --drop-capability CAP_LINUX_IMMUTABLE
     else
         ipe_need_file IPE_INITRAMFS_POLICY "${IPE_INITRAMFS_POLICY}"
         policy="/etc/ipe/$(basename "${IPE_INITRAMFS_POLICY}")"
