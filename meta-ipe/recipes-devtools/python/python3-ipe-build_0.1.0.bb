@@ -19,6 +19,14 @@ S = "${@d.getVar('UNPACKDIR') or d.getVar('WORKDIR')}"
 
 inherit python_setuptools_build_meta
 
+# scarthgap's setuptools is 69, which neither is what pyproject.toml wants nor knows a licence by its SPDX name (PEP 639).
+do_configure:prepend () {
+    if [ -z "${UNPACKDIR}" ]; then
+        sed -e '/^requires = /s/setuptools>=[0-9.]*/setuptools/' -e 's/^license = "MIT"$/license = { text = "MIT" }/' \
+            -e '/^license-files = /d' -i "${S}/pyproject.toml"
+    fi
+}
+
 RDEPENDS:${PN} += "\
     python3-asn1crypto \
     python3-core \
