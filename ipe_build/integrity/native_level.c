@@ -126,7 +126,9 @@ static int level_unit(crew *c, level_scratch *s, const uint8_t *data, uint64_t f
             continue;
         }
         int failed = 1;
-        if (data && start + count * block_size <= t->source_bytes) failed = level_mapped(s, data + (first - from) * block_size, size, first, count);
+        /* An extent that ends within a block is where the file ends, or now does: only reading tells which block that is. */
+        if (data && count * block_size <= size && start + count * block_size <= t->source_bytes)
+            failed = level_mapped(s, data + (first - from) * block_size, size, first, count);
         if (failed < 0) return crew_fail(c, STATUS_INTERNAL, EIO, t->source_offset + start), -1;
         if (failed && level_read(c, s, first, count)) return -1;
     }
