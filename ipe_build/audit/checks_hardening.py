@@ -1,16 +1,46 @@
-"""Checks of kernel options that make IPE's promise hold or hollow: ways around it that no policy judges."""
+"""Checks of kernel options that make IPE's promise hold or hollow: ways around it."""
 
 from __future__ import annotations
 
-from ipe_build.audit.looks import of_config, off, on
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
-kexec_unsigned = of_config(
-    "CONFIG_KEXEC",
-    lambda config: not config.enabled("KEXEC"),
-    "is off: only kexec_file_load is there, if at all, and IPE judges it",
-    "is on: kexec_load starts any kernel, and IPE does not see it",
-    "Looks whether kexec_load, which no policy judges, is there.",
-)
+from ipe_build.audit.checks_policy import device_policies
+from ipe_build.audit.facts import ImageFacts
+from ipe_build.audit.looks import of_config, off, on
+from ipe_build.audit.outcome import Outcome, bad, good, unknown
+from ipe_build.audit.sealed import enabled_in
+from ipe_build.policy.evaluate import evaluate
+from ipe_build.policy.facts import NO_FILE
+from ipe_build.policy.properties import Action, Operation
+
+if TYPE_CHECKING:
+    from ipe_build.host import Host
+
+
+def kexec_unsigned(facts: ImageFacts, host: Host) -> Iterator[Outcome]:
+    """Looks whether kexec_load is there, and allowed: IPE judges it as KEXEC_IMAGE without a file, so that a property never vouches.
+
+    Source: kernel/kexec.c (kexec_load_check), security/ipe/hooks.c (ipe_kernel_load_data).
+    """
+    config = facts.kernel.config if facts.kernel is not None else None
+    if config is None:
+        yield unknown("CONFIG_KEXEC", "the kernel does not carry its configuration (IKCONFIG)")
+        return
+    if not config.enabled("KEXEC"):
+        yield good("CONFIG_KEXEC", "is off: only kexec_file_load is there, if at all")
+        return
+    policies = device_policies(facts)
+    decisions = [(one, evaluate(one, Operation.KEXEC_IMAGE, NO_FILE, enabled_in(facts))) for one in policies]
+    for policy, decision in decisions:
+        if decision.action is Action.ALLOW:
+            yield bad("CONFIG_KEXEC", f"is on, and {policy.display_name} allows kexec_load: any kernel is started ({decision.audit_rule})")
+        else:
+            yield good("CONFIG_KEXEC", f"is on, and {policy.display_name} denies kexec_load by {decision.audit_rule}")
+    if not decisions:
+        yield bad("CONFIG_KEXEC", "is on, and there is no policy that denies kexec_load: any kernel is started")
+
+
 dev_mem = off("DEVMEM", "/dev/mem writes kernel memory")
 proc_kcore = off("PROC_KCORE", "root reads kernel memory, keys included")
 debug_fs = off("DEBUG_FS", "debugfs changes kernel state")
@@ -23,7 +53,11 @@ bpf_syscall = of_config(
 )
 hibernation = off("HIBERNATION", "the kernel resumes into a memory image that nobody checks")
 firmware_helper = off("FW_LOADER_USER_HELPER", "firmware comes from a buffer without a file, so no property can hold")
-yama = on("SECURITY_YAMA", "ptrace between processes is not restricted")
+yama = on(
+    "SECURITY_YAMA",
+    "ptrace between processes is not restricted",
+    "is on: kernel.yama.ptrace_scope restricts ptrace where it is not 0 (a kernel of Debian's source begins with 0)",
+)
 lockdown = on("SECURITY_LOCKDOWN_LSM", "lockdown= cannot be asked for")
 kaslr = on("RANDOMIZE_BASE", "the kernel's address is known to an exploit")
 stack_protector = on("STACKPROTECTOR_STRONG", "stack overflows in the kernel are not found")

@@ -50,12 +50,12 @@ def off(symbol: str, danger: str) -> Look:
     return of_config(f"CONFIG_{symbol}", lambda config: not config.enabled(symbol), "is off", f"is on: {danger}", summary)
 
 
-def on(symbol: str, use: str) -> Look:
+def on(symbol: str, use: str, when_on: str = "is on") -> Look:
     """Returns a check that a symbol is on; a kernel without configuration may show it by its code."""
     of_symbol = of_config(
         f"CONFIG_{symbol}",
         lambda config: config.enabled(symbol),
-        "is on",
+        when_on,
         f"is off: {use}",
         f"Looks whether CONFIG_{symbol} is on: {use}.",
     )
