@@ -261,10 +261,10 @@ def test_unreadable_file_is_one_clear_error(host: Host, need: Callable[[str], Pa
 
         assert said() == ""
         (place / "root" / "secret").chmod(0o600)
-        assert said() == "root/secret: cannot be read: Permission denied\n"
+        assert said() == f"{place}/root/secret: cannot be read: Permission denied\n"
         (place / "root" / "secret").chmod(0o644)
         (place / "root" / "closed").chmod(0o700)
-        assert said() == "root/closed: cannot be read: Permission denied\n"
+        assert said() == f"{place}/root/closed: cannot be read: Permission denied\n"
     finally:
         shutil.rmtree(place)
 

@@ -278,7 +278,7 @@ def test_hash_and_missing_evm_are_unsigned_and_an_hmac_is_wrong(test_keys, host)
 
 def test_nothing_to_sign_and_unknown_sources_are_errors(tmp_path: Path, test_keys, host) -> None:
     pair = test_keys.pair("ima")
-    with pytest.raises(InputError, match="files = code chose none"):
+    with pytest.raises(InputError, match=r"holds no file to sign\n.*of its files, `code` chose none"):
         sign_rootfs(Rootfs((Entry.folder(""), Entry.file("a", b"text"))), ImaRequest(pair.signer(host), ImaFiles.CODE), host)
     (tmp_path / "junk").write_bytes(b"junk" * 1000)
     for words in (["sign", str(tmp_path / "junk"), "-o", str(tmp_path / "o"), "--key", pair.uri, "--cert", str(pair.certificate)],):
