@@ -140,7 +140,7 @@ def test_without_a_valid_signature_no_file_of_the_root_is_admitted(image: Path, 
         programs = by_path(programs_of(facts))
         links = chain_of(audit(facts, host))
     assert {one.ruling.answer for one in programs.values()} == {Answer.REFUSED}
-    assert {link.row.id for link in links if link.state is LinkState.BROKEN} == {"device-policy-verity-root"}
+    assert {link.row.id for link in links if link.state is LinkState.BROKEN} == {"device-policy-verity-root", "verity-root-files"}
 
 
 def test_without_a_policy_nothing_is_claimed_of_the_root(demo_build: Path, host: Host) -> None:
