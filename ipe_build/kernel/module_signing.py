@@ -139,7 +139,7 @@ def sign_modules(
 ) -> tuple[SignedModule, ...]:
     """Returns the signed modules in the order of `files`, signed in place, or into the folder `out` at their place below `root`.
 
-    `compression` is None (each as it was) or none, gz, xz, zst; `jobs` is the number of workers; `target` is the kernel that
+    `compression` is None (each as it was) or none, gzip, xz, zstd; `jobs` is the number of workers; `target` is the kernel that
     must be able to check the signatures. Signing again replaces a signature.
     When one fails, nothing is half written: each file is either as it was or signed, and a second run does the rest.
     Raises: FormatError, InputError, SigningKeyError, OutputError, ToolFailedError; SignaturePendingError when all were asked for.
