@@ -11,12 +11,10 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from ipe_build.audit.facts import ImageFacts, Region
 from ipe_build.audit.outcome import Outcome, bad, good, unknown
-from ipe_build.audit.root_hash import root_hash_of, stored_root_hash
+from ipe_build.audit.root_hash import root_hash_of, root_hash_signer, stored_root_hash
 from ipe_build.errors import IpeBuildError
 from ipe_build.formats.filesystem import HEAD_BYTES, filesystem_bytes
 from ipe_build.formats.verity_sig import parse_verity_signature
-from ipe_build.signing.profiles import PROFILES, root_hash_payload
-from ipe_build.signing.verify import verify_signature
 
 if TYPE_CHECKING:
     from ipe_build.host import Host
@@ -80,13 +78,7 @@ def root_hash_signature(facts: ImageFacts, host: Host) -> Iterator[Outcome]:
         yield unknown("root hash signature", "the signature or the kernel could not be read")
         return
     try:
-        signer = verify_signature(
-            PROFILES["dm-verity-root-hash"],
-            root_hash_payload(stored.root_hash),
-            stored.signature,
-            facts.kernel.certificates,
-            facts.kernel.revoked,
-        )
+        signer = root_hash_signer(stored.root_hash, stored.signature, facts.kernel)
     except IpeBuildError as error:
         yield bad("root hash signature", error.message)
         return

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 from ipe_build.audit.command_line import word_of
-from ipe_build.audit.facts import ImageFacts
+from ipe_build.audit.facts import ImageFacts, KernelView
 from ipe_build.errors import IpeBuildError
 from ipe_build.formats.verity_sig import VeritySignature, parse_verity_signature
 from ipe_build.policy.facts import Digest, Facts
@@ -13,7 +13,7 @@ from ipe_build.signing.profiles import PROFILES, root_hash_payload
 from ipe_build.signing.verify import verify_signature
 
 if TYPE_CHECKING:
-    pass
+    from cryptography import x509
 
 
 def stored_root_hash(facts: ImageFacts) -> VeritySignature | None:
@@ -80,16 +80,16 @@ def _signature_problem(facts: ImageFacts, trusted: bool) -> str | None:
     if trusted:
         return None
     try:
-        verify_signature(
-            PROFILES["dm-verity-root-hash"],
-            root_hash_payload(stored.root_hash),
-            stored.signature,
-            facts.kernel.certificates,
-            facts.kernel.revoked,
-        )
+        root_hash_signer(stored.root_hash, stored.signature, facts.kernel)
     except IpeBuildError as error:
         return error.message
     return None
+
+
+def root_hash_signer(root_hash: bytes, signature: bytes, kernel: KernelView) -> x509.Certificate:
+    """Returns the certificate by which this kernel takes a root hash as signed. Raises: SignatureError with the kernel's answer."""
+    profile = PROFILES["dm-verity-root-hash"]
+    return verify_signature(profile, root_hash_payload(root_hash), signature, kernel.certificates, kernel.revoked)
 
 
 def disk_root_hash(facts: ImageFacts) -> bytes | None:

@@ -16,7 +16,7 @@ from ipe_build.audit.file_tree import TreeFile
 from ipe_build.audit.findings import Answer
 from ipe_build.audit.mounting import mount_problem, page_bytes
 from ipe_build.audit.policies import SignedPolicy, boot_policy_in, named_policy, policy_path, signed_policies
-from ipe_build.audit.root_hash import root_facts
+from ipe_build.audit.root_hash import root_facts, root_hash_signer
 from ipe_build.audit.sealed import enabled_in
 from ipe_build.audit.tree_check import check_tree
 from ipe_build.errors import IpeBuildError
@@ -29,7 +29,7 @@ from ipe_build.policy.facts import Facts
 from ipe_build.policy.model import Policy, Rule
 from ipe_build.policy.parser import Role, parse
 from ipe_build.policy.properties import Action, Operation
-from ipe_build.signing.profiles import PROFILES, root_hash_payload
+from ipe_build.signing.profiles import PROFILES
 from ipe_build.signing.verify import verify_signature
 
 if TYPE_CHECKING:
@@ -128,9 +128,7 @@ def _signed(facts: ImageFacts, wanted: bytes) -> Step:
         return takes._replace(why=f"the kernel takes no signature of the root hash: {takes.why}") if takes.goes_on is Answer.NO else takes
     assert facts.kernel is not None
     try:
-        verify_signature(
-            PROFILES["dm-verity-root-hash"], root_hash_payload(wanted), signature, facts.kernel.certificates, facts.kernel.revoked
-        )
+        root_hash_signer(wanted, signature, facts.kernel)
     except IpeBuildError as error:
         return ends(f"the kernel refuses the root hash's signature: {error.message}")
     return ON
