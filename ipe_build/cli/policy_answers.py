@@ -7,12 +7,14 @@ from pathlib import Path
 
 from ipe_build.cli import Outcome
 from ipe_build.cli.policy_common import (
+    begin_option,
     config_of,
     digest_word,
     enabled_of,
     fact_options,
     facts_of,
     kernel_of,
+    ledger_to_enter,
     load_policy,
     read_file,
     shown,
@@ -29,7 +31,7 @@ from ipe_build.policy.evaluate import Decision, decide, evaluate
 from ipe_build.policy.facts import NO_FILE, Digest
 from ipe_build.policy.files import read_policy
 from ipe_build.policy.learn import Denial, Knowledge, Lesson, learn
-from ipe_build.policy.ledger import read_ledger, render_ledger
+from ipe_build.policy.ledger import render_ledger
 from ipe_build.policy.model import Policy
 from ipe_build.policy.properties import Operation
 from ipe_build.policy.survey import Kind, Survey
@@ -152,15 +154,16 @@ def _change_value(change: Change) -> dict[str, object]:
 def configure_record(parser: ArgumentParser) -> None:
     """Adds the options of `record`."""
     parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help="policies that go out")
-    parser.add_argument("--ledger", type=Path, required=True, metavar="FILE", help="the ledger, made if it is not there")
+    parser.add_argument("--ledger", type=Path, required=True, metavar="FILE", help="the ledger")
+    begin_option(parser)
 
 
 def run_record(arguments: Namespace, host: Host) -> Outcome:
     """Returns the versions that were entered into the ledger."""
-    ledger = read_ledger(arguments.ledger)
+    policies = [(path, load_policy(path)) for path in arguments.files]
+    ledger = ledger_to_enter(arguments.ledger, (policy.name for _, policy in policies), begin=arguments.begin)
     rows = []
-    for path in arguments.files:
-        policy = load_policy(path)
+    for path, policy in policies:
         ledger = ledger.record(policy, read_policy(path))
         rows.append({"file": shown(path), "name": policy.display_name, "version": str(policy.version)})
     with host.output(arguments.ledger, force=True) as temporary:

@@ -138,8 +138,36 @@ def load_policy(path: Path, kernel: KernelVersion = DEFAULT_KERNEL) -> Policy:
 def existing_ledger(path: Path) -> Ledger:
     """Returns the ledger in a file that must be there: with a misspelled name nothing would be compared. Raises: InputError."""
     if not path.is_file():
-        raise InputError("wanted a ledger, there is no such file", where=str(path), hint="ipe-build policy record makes one")
+        raise InputError("wanted a ledger, there is no such file", where=str(path), hint="ipe-build policy record --begin makes one")
     return read_ledger(path)
+
+
+def begin_option(parser: ArgumentParser) -> None:
+    """Adds the option that lets a ledger, or a policy in one, begin."""
+    parser.add_argument("--begin", action="store_true", help="the ledger, or this policy in it, is new: make it")
+
+
+def ledger_to_enter(path: Path, names: Iterable[bytes], *, begin: bool) -> Ledger:
+    """Returns the ledger into which versions of these policies are to be entered.
+
+    Without `begin` it must be there and know each name: the versions of a misspelled one would start anew, below those that devices have.
+    Raises: InputError naming the ledger and the names that it knows.
+    """
+    if begin:
+        return read_ledger(path)
+    if not path.is_file():
+        raise InputError("there is no such ledger", where=str(path), hint="mind its name; --begin makes a new one")
+    ledger = read_ledger(path)
+    known = [name for name, _ in ledger.policies]
+    for name in names:
+        if name not in known:
+            listed = ", ".join(one.decode("utf-8", "backslashreplace") for one in known) or "none"
+            raise InputError(
+                f"knows no policy {name.decode('utf-8', 'backslashreplace')}; it knows {listed}",
+                where=str(path),
+                hint="mind policy_name; --begin enters the first version of a new policy",
+            )
+    return ledger
 
 
 def shown(path: Path) -> str:

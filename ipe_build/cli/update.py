@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ipe_build.cli import Outcome
 from ipe_build.cli.inputs import in_image, write_all
-from ipe_build.cli.policy_common import digest_word
+from ipe_build.cli.policy_common import begin_option, digest_word, ledger_to_enter
 from ipe_build.errors import UsageError
+from ipe_build.host.output import existing_folder
 from ipe_build.image.disk import Disk, read_disk
 from ipe_build.image.update import (
     BOOTLOADERS,
@@ -21,7 +23,7 @@ from ipe_build.image.update import (
     system_conf,
     write_update_folder,
 )
-from ipe_build.policy.ledger import read_ledger, render_ledger
+from ipe_build.policy.ledger import render_ledger
 from ipe_build.policy.transition import TEMPLATE, transition
 from ipe_build.signing.backends import BACKENDS, open_signer
 from ipe_build.signing.loading import load_certificate
@@ -53,6 +55,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     policy.add_argument("--old", action="append", required=True, type=digest_word, metavar="ALG:HEX|FILE", help="repeatable")
     policy.add_argument("--new", required=True, type=digest_word, metavar="ALG:HEX|FILE", help="a root hash, or a .roothash file")
     policy.add_argument("--ledger", required=True, type=Path, metavar="FILE", help="versions that went out; both are entered")
+    begin_option(policy)
     policy.add_argument("--template", default=TEMPLATE, help="a profile or a jinja2 file that uses root_hashes (default: %(default)s)")
     policy.add_argument("--key", metavar="URI", help=f"signs both: {_KEY_HELP}")
     policy.add_argument("--cert", type=Path, metavar="PEM", help="its certificate")
@@ -112,6 +115,7 @@ def _config(arguments: argparse.Namespace, host: Host) -> Outcome:
 def _device(arguments: argparse.Namespace, host: Host) -> Outcome:
     """Runs `update device`."""
     files = device_files(_settings(arguments))
+    existing_folder(arguments.output, of=arguments.output)
     places = [arguments.output / file.path for file in files]
     for place in places:
         place.parent.mkdir(parents=True, exist_ok=True)
@@ -157,18 +161,19 @@ def _policy(arguments: argparse.Namespace, host: Host) -> Outcome:
     if (arguments.key is None) != (arguments.cert is None):
         raise UsageError("--key and --cert belong together", where="update policy")
     signer = open_signer(arguments.key, arguments.cert, host) if arguments.key is not None else None
-    made = transition(
-        arguments.name, tuple(map(str, arguments.old)), str(arguments.new), read_ledger(arguments.ledger), template=arguments.template
-    )
+    before = ledger_to_enter(arguments.ledger, (os.fsencode(arguments.name),), begin=arguments.begin)
+    made = transition(arguments.name, tuple(map(str, arguments.old)), str(arguments.new), before, template=arguments.template)
     contents: list[tuple[Path, bytes]] = []
     for state, text in (("in-flight", made.in_flight), ("final", made.final)):
         folder: Path = arguments.output / state
-        folder.mkdir(parents=True, exist_ok=True)
         contents.append((folder / f"{arguments.name}.pol", text))
         if signer is not None:
             contents.append((folder / f"{arguments.name}.p7b", sign_payload(PROFILES["ipe-policy"], text, signer)))
+    existing_folder(arguments.output.parent, of=arguments.output)
     with host.output(arguments.ledger, force=True) as ledger:  # what is not in the ledger must not go out, and the reverse
         ledger.write_bytes(render_ledger(made.ledger))
+        for path, _ in contents:
+            path.parent.mkdir(parents=True, exist_ok=True)
         write_all(contents, host, force=arguments.force)
     files = [str(path) for path, _ in contents]
     return Outcome({"files": files, "ledger": str(arguments.ledger)}, "\n".join(files))

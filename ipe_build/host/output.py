@@ -108,9 +108,14 @@ def output_directory(path: Path, *, marker: str) -> Iterator[Path]:
 
 def _beside(path: Path) -> Path:
     """Returns a fresh hidden name in `path`'s folder, so that the rename stays within one filesystem."""
-    if not path.parent.is_dir():
-        raise OutputError(f"the folder {path.parent} does not exist", where=str(path), hint=f"mkdir -p {path.parent}")
+    existing_folder(path.parent, of=path)
     return _fresh(path)
+
+
+def existing_folder(folder: Path, *, of: Path) -> None:
+    """Raises OutputError when a folder that the output `of` needs is missing: none is made, since its name may be misspelled."""
+    if not folder.is_dir():
+        raise OutputError(f"the folder {folder} does not exist", where=str(of), hint=f"mkdir -p {folder}")
 
 
 def _fresh(path: Path) -> Path:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ipe_build.errors import OutputError
-from ipe_build.host.output import explained
+from ipe_build.host.output import existing_folder, explained
 
 
 def write_small(path: Path, parts: Sequence[bytes], mode: int) -> None:
@@ -16,8 +16,7 @@ def write_small(path: Path, parts: Sequence[bytes], mode: int) -> None:
     try:
         status = os.stat(path)  # noqa: PTH116 - thousands of them
     except OSError:
-        if not path.parent.is_dir():
-            raise OutputError(f"the folder {path.parent} does not exist", where=str(path), hint=f"mkdir -p {path.parent}") from None
+        existing_folder(path.parent, of=path)
     else:
         if not stat.S_ISREG(status.st_mode):
             raise OutputError("is a folder, a device or another special file, not replaced", where=str(path), hint="write to a file")

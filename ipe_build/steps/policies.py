@@ -55,7 +55,7 @@ def policy_ledger(config: Config, config_file: Path) -> Ledger | None:
         raise InputError(
             f"wanted a ledger, there is no file {path}",
             where=f"{config_file}: [policy.device] ledger",
-            hint=f"ipe-build policy record POLICY --ledger {path} makes one; leave the key out before anything went out",
+            hint=f"ipe-build policy record POLICY --ledger {path} --begin makes one; leave the key out before anything went out",
         )
     return read_ledger(path)
 

@@ -96,7 +96,7 @@ def test_strict_makes_warnings_fail(capsys, tmp_path: Path) -> None:
 
 def test_ledger_makes_a_reused_version_fail(capsys, tmp_path: Path, good: Path) -> None:
     ledger = tmp_path / "policies.ledger"
-    assert run(capsys, "record", good, "--ledger", ledger)[0] == 0
+    assert run(capsys, "record", good, "--ledger", ledger, "--begin")[0] == 0
     assert run(capsys, "check", good, "--ledger", ledger)[0] == 0
     good.write_bytes(GOOD + b"DEFAULT op=POLICY action=DENY\n")
     status, value = run(capsys, "check", good, "--ledger", ledger)
@@ -106,6 +106,23 @@ def test_ledger_makes_a_reused_version_fail(capsys, tmp_path: Path, good: Path) 
     assert ledger.read_bytes() == before
     good.write_bytes(good.read_bytes().replace(b"1.0.0", b"1.0.1"))
     assert run(capsys, "record", good, "--ledger", ledger)[0] == 0
+
+
+def test_a_misspelled_ledger_or_policy_begins_nothing_unless_asked(capsys, tmp_path: Path, good: Path) -> None:
+    ledger, other = tmp_path / "policies.ledger", tmp_path / "other.pol"
+    assert main(["policy", "record", str(good), "--ledger", str(ledger)]) == 2
+    said = capsys.readouterr().err
+    assert f"{ledger}: there is no such ledger" in said and "--begin" in said and not ledger.exists()
+    assert run(capsys, "record", good, "--ledger", ledger, "--begin")[0] == 0
+    before = ledger.read_bytes()
+    other.write_bytes(GOOD.replace(b"policy_name=", b"policy_name=x"))
+    assert main(["policy", "record", str(good), str(other), "--ledger", str(ledger)]) == 2
+    said = capsys.readouterr().err
+    name = GOOD.split()[0].partition(b"=")[2].decode()
+    assert f"{ledger}: knows no policy x{name}; it knows {name}\n" in said and "--begin" in said
+    assert ledger.read_bytes() == before
+    assert run(capsys, "record", other, "--ledger", ledger, "--begin")[0] == 0
+    assert run(capsys, "record", other, "--ledger", ledger)[0] == 0
 
 
 def test_evaluate_says_decision_rule_and_why_not(capsys, good: Path) -> None:

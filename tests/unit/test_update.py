@@ -222,7 +222,10 @@ def test_the_verb_writes_signed_policies_and_the_ledger(test_keys, tmp_path: Pat
     pair = test_keys.pair("policy")
     words = ["update", "policy", "--old", OLD, "--new", NEW, "--ledger", str(tmp_path / "ledger.json"), "-o", str(tmp_path / "out")]
     words += ["--key", pair.uri, "--cert", str(pair.certificate), "--json", "--quiet"]
-    assert main(words) == 0
+    assert main(words) == 2, "a ledger begins when it is asked for"
+    assert not any(tmp_path.glob("ledger.json")) and not (tmp_path / "out").exists()
+    capsys.readouterr()
+    assert main([*words, "--begin"]) == 0
     files = json.loads(capsys.readouterr().out)["files"]
     assert [Path(file).relative_to(tmp_path / "out").as_posix() for file in files] == [
         f"{state}/ipe-policy.{suffix}" for state in ("in-flight", "final") for suffix in ("pol", "p7b")
@@ -233,6 +236,25 @@ def test_the_verb_writes_signed_policies_and_the_ledger(test_keys, tmp_path: Pat
     assert main(words) == 2, "what exists is left as it is"
     kept = read_ledger(tmp_path / "ledger.json").last(b"ipe-policy")
     assert kept == last
+    capsys.readouterr()
+    assert main([*words, "--force", "--name", "ipe-polcy"]) == 2
+    assert "knows no policy ipe-polcy; it knows ipe-policy" in capsys.readouterr().err
+    assert read_ledger(tmp_path / "ledger.json").last(b"ipe-polcy") is None
+
+
+@pytest.mark.parametrize("what", ["policy", "device"])
+def test_a_misspelled_folder_is_not_made(what: str, tmp_path: Path, capsys) -> None:
+    words = {
+        "policy": ["--old", OLD, "--new", NEW, "--ledger", str(tmp_path / "ledger.json"), "--begin"],
+        "device": ["--compatible", "board", "--update-version", "1"],
+    }
+    out = tmp_path / "absent/out" if what == "policy" else tmp_path / "absent"
+    assert main(["update", what, *words[what], "-o", str(out), "--quiet"]) == 2
+    said = capsys.readouterr().err
+    assert f"error: {out}: the folder {tmp_path / 'absent'} does not exist" in said
+    assert not any(tmp_path.iterdir())
+    (tmp_path / "absent").mkdir()
+    assert main(["update", what, *words[what], "-o", str(out), "--quiet"]) == 0
 
 
 def test_partitions_of_no_slot_are_named() -> None:
