@@ -26,7 +26,7 @@ HASH_SYMBOLS = {
     "sha384": "CRYPTO_SHA512",
     "sha512": "CRYPTO_SHA512",
 }
-_MODULE_SYMBOLS = {"gz": "MODULE_COMPRESS_GZIP", "xz": "MODULE_COMPRESS_XZ", "zst": "MODULE_COMPRESS_ZSTD"}
+_MODULE_SYMBOLS = {name: f"MODULE_COMPRESS_{name.upper()}" for name in ("gzip", "xz", "zstd")}
 
 
 @of_kernel
@@ -112,7 +112,7 @@ def module_compression(facts: ImageFacts, host: Host) -> Iterator[Outcome]:
         symbol = _MODULE_SYMBOLS.get(kind, "")
         if not config.enabled("MODULE_DECOMPRESS") or not config.enabled(symbol):
             found = True
-            yield bad(f".ko.{kind}", f"needs CONFIG_MODULE_DECOMPRESS and CONFIG_{symbol}")
+            yield bad(f"{kind} modules", f"needs CONFIG_MODULE_DECOMPRESS and CONFIG_{symbol}")
     if not found:
         yield good("compressed modules", "the kernel unpacks them" if kinds else "there are none")
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from ipe_build.cli import Outcome
 from ipe_build.cli.payloads import TRUSTED_HELP, target_of, target_options
 from ipe_build.errors import ExitStatus, UsageError
+from ipe_build.host.output import existing_folder
 from ipe_build.kernel.keyring import read_trusted
 from ipe_build.kernel.module_compression import COMPRESSIONS
 from ipe_build.kernel.module_signing import sign_modules
@@ -29,7 +30,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     sign.add_argument("--key", required=True, metavar="URI", help="one of " + ", ".join(row.example for row in BACKENDS).replace("%", "%%"))
     sign.add_argument("--cert", required=True, type=Path, metavar="PEM", help="the key's certificate")
     sign.add_argument("--digest", choices=list(HASHES), help="default: what suits the key")
-    sign.add_argument("--compression", choices=[row.name for row in COMPRESSIONS], help="default: each as it was")
+    kinds = [row.name for row in COMPRESSIONS]
+    sign.add_argument("--compression", choices=kinds, type=_compression_name, help="default: each as it was")
     sign.add_argument("-o", "--output", type=Path, metavar="DIR", help="write the signed modules of one DIR here, instead of in place")
     target_options(sign)
     sign.add_argument("--jobs", type=int, metavar="N", help="workers (default: one a processor)")
@@ -37,6 +39,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
     verify.add_argument("places", type=Path, nargs="+", metavar="DIR|FILE")
     verify.add_argument("--trusted", required=True, type=Path, metavar="FILE", help=TRUSTED_HELP)
     verify.add_argument("--vermagic", metavar="TEXT", help="that kernel's vermagic: a module with another one is refused")
+
+
+def _compression_name(word: str) -> str:
+    """Returns a compression's name; a suffix (gz, zst) is one of its names. What is neither stays as it is."""
+    return next((row.name for row in COMPRESSIONS if row.suffix == f".{word}"), word)
 
 
 def run(arguments: argparse.Namespace, host: Host) -> Outcome:
@@ -54,6 +61,7 @@ def _sign(arguments: argparse.Namespace, host: Host) -> Outcome:
             raise UsageError("wants exactly one folder of modules", where="--output", hint="without -o, modules are signed in place")
         if arguments.output.exists() and (not arguments.output.is_dir() or any(arguments.output.iterdir())):
             raise UsageError("exists and is not an empty folder", where=str(arguments.output), hint="name a new folder")
+        existing_folder(arguments.output.parent, of=arguments.output)
         root = arguments.places[0]
     files = find_modules(arguments.places)
     signer = open_signer(arguments.key, arguments.cert, host)

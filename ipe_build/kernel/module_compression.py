@@ -24,7 +24,7 @@ _ELF = b"\x7fELF"
 
 @dataclass(frozen=True, slots=True)
 class Compression:
-    """A row: its name in the configuration, the suffix after `.ko`, the first bytes of a file, both directions."""
+    """A row: the lower-case name of CONFIG_MODULE_COMPRESS_*, the suffix after `.ko`, the first bytes of a file, both directions."""
 
     name: str
     suffix: str
@@ -75,9 +75,9 @@ def _as_it_is(data: bytes) -> bytes:
 
 COMPRESSIONS: tuple[Compression, ...] = (
     Compression("none", "", _ELF, _as_it_is, _as_it_is),
-    Compression("gz", ".gz", b"\x1f\x8b\x08", _gzip, _one_stream("gzip")),
+    Compression("gzip", ".gz", b"\x1f\x8b\x08", _gzip, _one_stream("gzip")),
     Compression("xz", ".xz", b"\xfd7zXZ\x00", _xz, _one_stream("xz")),
-    Compression("zst", ".zst", b"\x28\xb5\x2f\xfd", _zstd, _one_stream("zstd")),
+    Compression("zstd", ".zst", b"\x28\xb5\x2f\xfd", _zstd, _one_stream("zstd")),
 )
 
 

@@ -8,7 +8,6 @@ from pathlib import Path
 
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from ipe_build.config.schema import Compression as ModuleCompression
 from ipe_build.config.schema import Config, KeyPlace
 from ipe_build.errors import ConfigError
 from ipe_build.host import Host
@@ -22,8 +21,6 @@ from ipe_build.kernel.trust import KernelTrust
 from ipe_build.policy.parser import Role
 from ipe_build.steps.keys import Keys
 from ipe_build.steps.policies import properties_of
-
-_MODULE_SUFFIX = {ModuleCompression.NONE: "none", ModuleCompression.GZIP: "gz", ModuleCompression.XZ: "xz", ModuleCompression.ZSTD: "zst"}
 
 
 def kernel_request_of(config: Config, features: Iterable[str], properties: Iterable[str]) -> KernelRequest:
@@ -91,7 +88,7 @@ def sign_kernel_modules(config: Config, kernel: Kernel, keys: Keys | None, folde
             keys.module,
             host,
             digest_name=config.modules.digest,
-            compression=_MODULE_SUFFIX[config.modules.compression],
+            compression=config.modules.compression,
             out=tree,
             root=kernel.modules_folder,
         )

@@ -29,7 +29,7 @@ def module_of(image: BootableImage, keys: KeySet | None, name: str, folder: Path
     return out
 
 
-@pytest.mark.parametrize("compression", ["none", "zst"])
+@pytest.mark.parametrize("compression", ["none", "zstd"])
 def test_signed_module_is_loaded(erofs_image: BootableImage, test_keys: KeySet, compression: str, tmp_path: Path) -> None:
     module = module_of(erofs_image, test_keys, compression, tmp_path)
     result = erofs_image.boot(initramfs=erofs_image.changed(modules=(module,)), scratch=tmp_path)

@@ -18,6 +18,7 @@ import pytest
 from cryptography import x509
 
 from ipe_build.cli import main
+from ipe_build.config.schema import Compression as ModuleCompression
 from ipe_build.errors import FormatError, InputError, ToolFailedError
 from ipe_build.formats.module_signature import MARKER, append_signature
 from ipe_build.host import Host
@@ -28,8 +29,8 @@ from ipe_build.signing.certificates import KeySet
 from ipe_build.signing.loading import load_certificate, load_certificates
 from ipe_build.signing.signer import Signer
 
-UNPACK = {"none": ["cat"], "gz": ["gzip", "-dc"], "xz": ["xz", "-dc"], "zst": ["zstd", "-dqc"]}
-PACK = {"none": ["cat"], "gz": ["gzip", "-nc"], "xz": ["xz", "--check=crc32", "--lzma2=dict=1MiB", "-c"], "zst": ["zstd", "-qc"]}
+UNPACK = {"none": ["cat"], "gzip": ["gzip", "-dc"], "xz": ["xz", "-dc"], "zstd": ["zstd", "-dqc"]}
+PACK = {"none": ["cat"], "gzip": ["gzip", "-nc"], "xz": ["xz", "--check=crc32", "--lzma2=dict=1MiB", "-c"], "zstd": ["zstd", "-qc"]}
 KINDS = [row.name for row in COMPRESSIONS]
 SUFFIX = {row.name: row.suffix for row in COMPRESSIONS}
 
@@ -303,11 +304,11 @@ def test_two_modules_are_never_written_to_one_file(unsigned_module: bytes, test_
         sign_modules(find_modules([tmp_path / "a", tmp_path / "b"]), signer, host, out=tmp_path / "out")
 
 
-@pytest.mark.parametrize("kind", ["gz", "xz", "zst"])
+@pytest.mark.parametrize("kind", ["gzip", "xz", "zstd"])
 def test_cut_or_extended_compressed_module_is_a_format_error(kind: str, unsigned_module: bytes, host: Host, tmp_path: Path, need) -> None:
     need(PACK[kind][0])
     packed = host.run(PACK[kind], stdin=unsigned_module).stdout
-    path = tmp_path / f"demo.ko.{kind}"
+    path = tmp_path / f"demo.ko{SUFFIX[kind]}"
     for damaged in (packed[:-5], packed[: len(packed) // 2], packed + b"garbage"):
         path.write_bytes(damaged)
         with pytest.raises(FormatError):
@@ -326,7 +327,33 @@ def test_verbs_sign_and_verify_a_folder(
     assert len(json.loads(capsys.readouterr().out)["modules"]) == 5
     assert main(["modules", "verify", str(tmp_path / "out"), "--trusted", str(test_keys.bundle), "--json"]) == 0
     rows = json.loads(capsys.readouterr().out)
-    assert {(row["accepted"], row["compression"], row["algorithm"]) for row in rows} == {(True, "zst", "rsa")}
+    assert {(row["accepted"], row["compression"], row["algorithm"]) for row in rows} == {(True, "zstd", "rsa")}
     assert main(["modules", "verify", str(tmp_path / "out"), "--trusted", str(foreign_keys.bundle)]) == 1
     assert "0 accepted, 5 refused" in capsys.readouterr().out
     assert main(argv) == 2
+
+
+def test_the_verbs_words_are_those_of_the_configuration_and_suffixes_are_taken_for_them(
+    unsigned_module: bytes, test_keys: KeySet, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert list(ModuleCompression) == KINDS
+    pair = test_keys.pair("module")
+    for word, suffix in (("zstd", ".zst"), ("zst", ".zst"), ("gz", ".gz"), ("gzip", ".gz")):
+        tree = _tree(tmp_path / f"in-{word}", unsigned_module, 1)
+        argv = ["modules", "sign", str(tree), "--key", pair.uri, "--cert", str(pair.certificate), "--compression", word, "--quiet"]
+        assert main(argv) == 0
+        assert [path.name.partition(".ko")[2] for path in find_modules([tree])] == [suffix]
+    capsys.readouterr()
+    assert main([*argv[:-2], "lz4"]) == 2
+    assert "'none', 'gzip', 'xz', 'zstd'" in capsys.readouterr().err
+
+
+def test_a_misspelled_folder_for_signed_modules_is_not_made(
+    unsigned_module: bytes, test_keys: KeySet, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tree, out, pair = _tree(tmp_path / "in", unsigned_module, 1), tmp_path / "absent/out", test_keys.pair("module")
+    argv = ["modules", "sign", str(tree), "--key", pair.uri, "--cert", str(pair.certificate), "-o", str(out), "--quiet"]
+    assert main(argv) == 2
+    assert f"error: {out}: the folder {out.parent} does not exist" in capsys.readouterr().err and not out.parent.exists()
+    out.parent.mkdir()
+    assert main(argv) == 0
