@@ -19,7 +19,6 @@ from ipe_build.policy.model import Policy
 from ipe_build.policy.parser import Role, parse
 from ipe_build.policy.properties import DIGEST_SIZES
 from ipe_build.policy.survey import Survey
-from ipe_build.policy.survey_image import filesystem_of, sidecar_root_hash, survey
 from ipe_build.policy.versions import DEFAULT_KERNEL, KernelVersion
 
 
@@ -58,17 +57,14 @@ def facts_of(arguments: Namespace) -> Facts:
 
 
 def survey_of(arguments: Namespace, host: Host) -> Survey | None:
-    """Returns the survey of --image with the facts that the options, or files beside the image, say; None without --image."""
+    """Returns the survey of --image with the facts that the options say, else the image itself; None without --image."""
     image: Path | None = arguments.image
     if image is None:
         return None
+    from ipe_build.examine.survey import survey
+
     facts = facts_of(arguments)
-    beside = sidecar_root_hash(image)
-    if facts == Facts() and beside is not None:
-        facts = Facts(root_hash=digest_word(beside[0].hex()), root_hash_signed=beside[1])
-    elif facts == Facts() and image.is_file() and filesystem_of(image) == "cpio":
-        facts = Facts(boot_verified=True)
-    return survey(image, host, facts)
+    return survey(image, host, facts if facts != Facts() else None)
 
 
 def _truth(word: str) -> bool:

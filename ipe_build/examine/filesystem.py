@@ -90,7 +90,7 @@ def _erofs(image: _Budget, scratch: Path, host: Host) -> FileTree:
         inodes = dict(Erofs(image.read, size, metadata_only=True).walk())
     folder = scratch / "root"
     _unpack(["fsck.erofs", f"--extract={folder}", "--no-preserve-owner", _as_file(image.region, scratch)], folder, host, image.region)
-    tree = _folder(folder)
+    tree = folder_tree(folder)
     return FileTree.of(_with_metadata(one, inodes.get(os.fsencode(one.path))) for one in tree)
 
 
@@ -135,7 +135,7 @@ def _ext4(image: _Budget, scratch: Path, host: Host) -> FileTree:
         folder = scratch / "root"
         folder.mkdir()
         _unpack(["debugfs", "-R", f"rdump / {folder}", _as_file(image.region, scratch)], folder, host, image.region)
-        return _folder(folder)
+        return folder_tree(folder)
 
 
 def _ext4_file(path: bytes, inode: Ext4Inode, files: VerityFiles, image: _Budget) -> TreeFile:
@@ -181,7 +181,7 @@ def _squashfs(image: _Budget, scratch: Path, host: Host) -> FileTree:
         pass
     words: list[str | Path] = ["unsquashfs", "-no-progress", "-no-xattrs", "-ignore-errors", "-d", folder]
     _unpack([*words, "-o", str(region.offset_bytes), region.path], folder, host, region)
-    return _folder(folder)
+    return folder_tree(folder)
 
 
 def _squashfs_file(path: bytes, inode: SquashfsInode, filesystem: Squashfs) -> TreeFile:
@@ -240,11 +240,14 @@ def _unpack(words: list[str | Path], folder: Path, host: Host, region: Region) -
         raise InputError("it unpacks to more than there is room for", where=str(region.path))
 
 
-def _folder(folder: Path) -> FileTree:
-    """Returns the tree of files that were copied into a folder."""
+def folder_tree(folder: Path) -> FileTree:
+    """Returns the tree of files in a folder. Raises: InputError for one that cannot be listed."""
+
+    def refuse(error: OSError) -> None:
+        raise InputError(f"cannot be listed: {error.strerror}", where=str(error.filename)) from error
 
     def found() -> Iterator[TreeFile]:
-        for parent, folders, names in os.walk(folder):
+        for parent, folders, names in os.walk(folder, onerror=refuse):
             for name in (*folders, *names):
                 path = Path(parent, name)
                 status = path.lstat()

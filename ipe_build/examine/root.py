@@ -108,7 +108,7 @@ def read_files(root: RootPartitions, scratch: Path, host: Host) -> RootFiles | N
     return RootFiles(tree, str(kind), root.data_region.size_bytes, survey_of(tree, str(kind)), ())
 
 
-def survey_of(tree: FileTree, filesystem: str) -> Survey:
+def survey_of(tree: FileTree, filesystem: str | None) -> Survey:
     """Returns what of the files matters to a policy. What fs-verity says of a file is among its facts."""
     entries = []
     for one in tree:

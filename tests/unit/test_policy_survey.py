@@ -13,16 +13,19 @@ import pytest
 
 from ipe_build.cli import main
 from ipe_build.errors import InputError
+from ipe_build.examine.survey import sidecar_root_hash, survey
 from ipe_build.formats.cpio import directory, regular_file, write_cpio
 from ipe_build.formats.gpt import Partition, lay_out, write_gpt
 from ipe_build.formats.partition_types import PARTITION_TYPES
+from ipe_build.formats.verity_sig import VeritySignature
 from ipe_build.image.disk import DiskRequest, make_disk
 from ipe_build.image.esp import EspFile
+from ipe_build.integrity.fsverity import FsVerityParameters
+from ipe_build.integrity.fsverity_ext4 import seal_ext4
 from ipe_build.integrity.verity import VerityParameters, format_image
 from ipe_build.policy.classify import classify
 from ipe_build.policy.facts import Digest, Facts
 from ipe_build.policy.survey import Kind, Survey, Trait
-from ipe_build.policy.survey_image import filesystem_of, sidecar_root_hash, survey
 
 FACTS = Facts(root_hash=Digest(b"sha256", b"\1" * 32), root_hash_signed=True)
 ELF = b"\x7fELF\x02\x01\x01" + bytes(9) + b"\x03\x00\x3e\x00" + bytes(44)
@@ -100,7 +103,7 @@ def test_image_is_surveyed_like_its_folder(root: Path, host, need, tmp_path: Pat
     host.run([tool, *({"IMAGE": image, "ROOT": root}.get(word, word) for word in words)])
     found = survey(image, host, FACTS)
     assert same(found)
-    assert found.filesystem == kind == filesystem_of(image)
+    assert found.filesystem == kind
 
 
 @pytest.mark.parametrize("sector_bytes", [512, 4096])
@@ -115,7 +118,7 @@ def test_disk_is_surveyed_like_the_folder_of_its_root(root: Path, host, need, tm
     assert made.esp is not None and made.root is not None and made.esp.offset_bytes < made.root.offset_bytes
     found = survey(disk, host, FACTS)
     assert same(found)
-    assert (found.filesystem, filesystem_of(disk)) == ("erofs", "disk")
+    assert found.filesystem == "erofs"
     policy = tmp_path / "p.pol"
     rule = f"op=EXECUTE dmverity_roothash=sha256:{tree.root_hash.hex()} action=ALLOW"
     policy.write_text(f"policy_name=p policy_version=1.0.0\nDEFAULT action=DENY\n{rule}\n")
@@ -127,6 +130,38 @@ def test_disk_is_surveyed_like_the_folder_of_its_root(root: Path, host, need, tm
         totals = json.loads(capsys.readouterr().out)["totals"]
         assert totals["EXECUTE"] == {"allow": allowed, "deny": 7 - allowed}
         assert totals["KMODULE"] == {"allow": 0, "deny": 2}
+
+
+def test_files_with_fsverity_are_judged_by_their_digests(root: Path, host, need, tmp_path: Path, capsys) -> None:
+    need("mke2fs"), need("debugfs")
+    image, policy = tmp_path / "root.ext4", tmp_path / "p.pol"
+    host.run(["mke2fs", "-q", "-t", "ext4", "-b", "4096", "-d", root, image, "8M"])
+    (sealed,) = seal_ext4(image, FsVerityParameters(), host, paths=["/usr/bin/app"])
+    rule = f"op=EXECUTE fsverity_digest=sha256:{sealed.digest.hex()} action=ALLOW"
+    policy.write_text(f"policy_name=p policy_version=1.0.0\nDEFAULT action=DENY\n{rule}\n")
+    assert main(["policy", "evaluate", str(policy), "--image", str(image), "--json", "--quiet"]) == 0
+    assert [row["path"] for row in json.loads(capsys.readouterr().out)["files"] if row["action"] == "ALLOW"] == ["/usr/bin/app"]
+
+
+@pytest.mark.parametrize("named_by", ["signature", "uuids", "nothing"])
+def test_disk_names_the_root_hash_that_its_files_are_judged_by(root: Path, host, need, tmp_path: Path, capsys, named_by: str) -> None:
+    for tool in ("mkfs.erofs", "mkfs.vfat", "mcopy"):
+        need(tool)
+    image, area, disk = (tmp_path / name for name in ("root.erofs", "root.verity", "disk.img"))
+    host.run(["mkfs.erofs", "--quiet", image, root])
+    hash_name = "sha512" if named_by == "nothing" else "sha256"  # its UUIDs are but half of it
+    tree = format_image(image, area, VerityParameters(hash_name=hash_name, salt=b""), host)
+    signature = VeritySignature(tree.root_hash, bytes(32), b"DER").build() if named_by == "signature" else None
+    make_disk(DiskRequest(image, area, tree.root_hash, signature, UUID(int=1)), disk, host)
+    known = Facts(root_hash=Digest(b"sha256", tree.root_hash), root_hash_signed=named_by == "signature")
+    assert {entry.facts for entry in survey(disk, host).entries} == {known if named_by != "nothing" else Facts()}
+    policy = tmp_path / "p.pol"
+    policy.write_text("policy_name=p policy_version=1.0.0\nDEFAULT action=DENY\nop=EXECUTE dmverity_signature=TRUE action=ALLOW\n")
+    assert main(["policy", "evaluate", str(policy), "--image", str(disk), "--json"]) == 0
+    said = capsys.readouterr()
+    assert json.loads(said.out)["totals"]["EXECUTE"]["allow"] == (7 if named_by == "signature" else 0)
+    assert ("nothing on it names a root hash" in said.err) == (named_by == "nothing")
+    assert "--root-hash and --signed say it" in said.err or named_by != "nothing"
 
 
 def test_disk_whose_data_comes_first_is_surveyed_by_the_partition_of_a_root_type(root: Path, host, need, tmp_path: Path) -> None:
@@ -166,13 +201,15 @@ def test_disk_without_a_root_filesystem_is_one_error(host, tmp_path: Path) -> No
 
 @pytest.mark.parametrize("form", ["plain", "gzip", "two"])
 def test_initramfs_is_surveyed_like_its_folder(host, tmp_path: Path, form: str) -> None:
-    entries = [regular_file(name, data, mode=mode) for name, (data, mode) in FILES.items()]
+    folders = sorted({str(parent) for name in FILES for parent in Path(name).parents} - {"."})
+    entries = [*map(directory, folders), *(regular_file(name, data, mode=mode) for name, (data, mode) in FILES.items())]
     early, late = write_cpio([directory("early")]), write_cpio(entries)
     image = tmp_path / "initrd"
     image.write_bytes({"plain": late, "gzip": gzip.compress(late), "two": early + gzip.compress(late)}[form])
     found = survey(image, host, FACTS)
     assert same(found)
     assert found.filesystem == "initramfs"
+    assert all(entry.facts == Facts(boot_verified=True) for entry in survey(image, host).entries)
 
 
 @pytest.mark.parametrize("data", [b"", b"junk" * 100, b"\x1f\x8b\x08junkjunkjunkjunk", b"070701" + b"x" * 200, b"hsqs" + bytes(200)])
