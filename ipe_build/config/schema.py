@@ -54,6 +54,10 @@ def _between(low: int, high: int) -> Check:
     return lambda value: None if low <= value <= high else f"wanted {low} to {high}"
 
 
+def _power_of_two(low: int, high: int, why: str = "") -> Check:
+    return lambda value: None if low <= value <= high and value & (value - 1) == 0 else f"wanted a power of two from {low} to {high}{why}"
+
+
 def _matches(pattern: str, wanted: str) -> Check:
     return lambda value: None if re.fullmatch(pattern, value) else f"wanted {wanted}"
 
@@ -210,8 +214,10 @@ class VeritySection:
         check=_matches("-|([0-9a-fA-F]{2}){1,256}", "hex digits or -"),
     )
     uuid: str | None = setting("Superblock UUID; derived like the salt when left out.", None, check=_UUID)
-    data_block_size: int = setting("Bytes per data block.", 4096)
-    hash_block_size: int = setting("Bytes per hash block.", 4096)
+    data_block_size: int = setting(
+        "Bytes per data block; at most a page.", 4096, check=_power_of_two(512, 4096, ": dm-verity takes no data blocks larger than a page")
+    )
+    hash_block_size: int = setting("Bytes per hash block.", 4096, check=_power_of_two(512, 512 << 10))
 
 
 @dataclass(frozen=True, slots=True)

@@ -39,6 +39,8 @@ def test_minimal_configuration_has_defaults(tmp_path: Path) -> None:
         ("[kernel]\nsorce = 'x'\n", "[kernel] sorce", "did you mean source"),
         ("[kernels]\n", "[kernels]", "did you mean kernel"),
         ("[verity]\ndata_block_size = '4096'\n", "[verity] data_block_size", "wanted a whole number, got '4096'"),
+        ("[verity]\ndata_block_size = 65536\n", "[verity] data_block_size", "dm-verity takes no data blocks larger than a page, got 65536"),
+        ("[verity]\nhash_block_size = 3000\n", "[verity] hash_block_size", "wanted a power of two from 512 to 524288, got 3000"),
         ("[verity]\ndata_block_size = true\n", "[verity] data_block_size", "wanted a whole number, got True"),
         ("[verity]\nsalt = 'abc'\n", "[verity] salt", "wanted hex digits"),
         ("[disk]\nboot_loader = 1\n", "[disk] boot_loader", "wanted true or false"),
