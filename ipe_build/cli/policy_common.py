@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from ipe_build.errors import InputError
-from ipe_build.formats.dotconfig import DotConfig, parse_dotconfig
+from ipe_build.formats.dotconfig import DotConfig, parse_dotconfig, release_of
 from ipe_build.host import Host
 from ipe_build.policy.evaluate import Enabled, all_enabled
 from ipe_build.policy.facts import Digest, Facts
@@ -24,7 +24,9 @@ from ipe_build.policy.versions import DEFAULT_KERNEL, KernelVersion
 
 def target_options(parser: ArgumentParser) -> None:
     """Adds the options that describe the target kernel."""
-    parser.add_argument("--kernel-version", metavar="A.B", help=f"the target kernel (default {DEFAULT_KERNEL})")
+    parser.add_argument(
+        "--kernel-version", metavar="A.B", help=f"the target kernel (default: the one that wrote its .config, or {DEFAULT_KERNEL})"
+    )
     parser.add_argument(
         "--kernel-config", "--target-config", type=Path, metavar=".config", help="the target kernel's resolved configuration"
     )
@@ -92,8 +94,12 @@ def digest_word(word: str) -> Digest:
 
 
 def kernel_of(arguments: Namespace) -> KernelVersion:
-    """Returns the target kernel's version."""
-    return KernelVersion.of_text(arguments.kernel_version) if arguments.kernel_version else DEFAULT_KERNEL
+    """Returns the target kernel's version: the one that was said, or the one that the head of its configuration says."""
+    if arguments.kernel_version:
+        return KernelVersion.of_text(arguments.kernel_version)
+    config: Path | None = arguments.kernel_config
+    release = release_of(read_file(config)) if config is not None and str(config) != "-" else None  # stdin can be read once
+    return KernelVersion.of_text(release) if release is not None else DEFAULT_KERNEL
 
 
 def config_of(arguments: Namespace) -> DotConfig | None:

@@ -16,6 +16,7 @@ MAX_BYTES = 8 * 1024 * 1024
 """A configuration of every symbol of Linux is below 1 MiB."""
 _SET = re.compile(r"CONFIG_([A-Za-z0-9_]+)=(.*)\Z", re.DOTALL)
 _UNSET = re.compile(r"# CONFIG_([A-Za-z0-9_]+) is not set\Z")
+_RELEASE = re.compile(r"^# Linux/\S+ (\d+\.\d+\S*) Kernel Configuration$", re.MULTILINE)
 _VALUE = re.compile(r'(?:[ymn]|-?[0-9]+|0[xX][0-9A-Fa-f]+|"(?:[^"\\]|\\.)*")\Z', re.DOTALL)
 
 
@@ -54,6 +55,12 @@ def parse_dotconfig(data: bytes, *, where: str = ".config") -> DotConfig:
     except UnicodeDecodeError as error:
         raise FormatError(f"offset {error.start:#x}: wanted UTF-8 text, got byte {data[error.start]:#04x}", where=where) from None
     return DotConfig(MappingProxyType(dict(_lines(text, where))))
+
+
+def release_of(data: bytes) -> str | None:
+    """Returns the version of the kernel that wrote a configuration (`6.12.117`), as its head says; None where it does not."""
+    found = _RELEASE.search(data[:4096].decode("utf-8", "replace"))
+    return found[1] if found else None
 
 
 def render_dotconfig(values: Iterable[tuple[str, str]]) -> bytes:

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ipe_build.errors import FormatError
-from ipe_build.formats.dotconfig import line_of, parse_dotconfig, quote, render_dotconfig, unquote
+from ipe_build.formats.dotconfig import line_of, parse_dotconfig, quote, release_of, render_dotconfig, unquote
 
 SYMBOLS = st.from_regex(r"[A-Z0-9_]{1,20}", fullmatch=True)
 TEXT = st.text(st.characters(codec="utf-8", exclude_characters="\n\r\0"), max_size=40)
@@ -83,3 +83,17 @@ def test_any_bytes_are_read_or_refused_with_one_error(data: bytes) -> None:
         return
     for symbol, value in config.values.items():
         assert parse_dotconfig(line_of(symbol, value).encode()).get(symbol) == value
+
+
+@pytest.mark.parametrize(
+    ("head", "release"),
+    [
+        (b"#\n# Automatically generated file; DO NOT EDIT.\n# Linux/x86 6.12.117 Kernel Configuration\n#\n", "6.12.117"),
+        (b"# Linux/arm64 7.0.0-rc3 Kernel Configuration\n", "7.0.0-rc3"),
+        (b"# Buildroot 2026.08 Configuration\n", None),
+        (b"CONFIG_A=y\n", None),
+        (b"\xff\xfe", None),
+    ],
+)
+def test_head_says_which_kernel_wrote_it(head: bytes, release: str | None) -> None:
+    assert release_of(head + b"CONFIG_A=y\n") == release

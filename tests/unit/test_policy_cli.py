@@ -145,6 +145,62 @@ def test_render_writes_a_policy_that_check_accepts(capsys, tmp_path: Path) -> No
     assert run(capsys, *words, "--force")[0] == 0
 
 
+@pytest.fixture
+def make(tmp_path: Path, test_keys) -> list[object]:
+    """The words of `policy make` for a signed device policy into the folder `made`."""
+    (tmp_path / "made").mkdir()
+    pair = test_keys.pair("policy")
+    words = ["policy", "make", "signed-verity", "--name", "a", "--policy-version", "1.2.3", "-o", tmp_path / "made"]
+    return [*words, "--key", pair.uri, "--cert", pair.certificate]
+
+
+def test_make_renders_checks_and_signs_as_the_three_verbs_do(capsys, tmp_path: Path, make, test_keys) -> None:
+    pair = test_keys.pair("policy")
+    assert run(capsys, *make[1:])[0] == 0
+    main(["policy", "render", "signed-verity", "--name", "a", "--policy-version", "1.2.3", "-o", str(tmp_path / "a.pol")])
+    words = ["sign", "policy", tmp_path / "a.pol", "--key", pair.uri, "--cert", pair.certificate, "-o", tmp_path / "a.p7b"]
+    assert main([str(word) for word in words]) == 0
+    for name in ("a.pol", "a.p7b"):
+        assert (tmp_path / "made" / name).read_bytes() == (tmp_path / name).read_bytes()
+
+
+def test_make_writes_nothing_when_the_check_finds_an_error(capsys, tmp_path: Path, make) -> None:
+    config = tmp_path / "config"
+    config.write_text("CONFIG_SECURITY_IPE=y\n")
+    status, value = run(capsys, *make[1:], "--target-config", config)
+    assert status == 1 and value["files"] == [] and any(row["severity"] == "error" for row in value["findings"])
+    assert list((tmp_path / "made").iterdir()) == []
+
+
+def test_make_signs_no_boot_policy(capsys, tmp_path: Path, make) -> None:
+    assert main([str(word) for word in [*make, "--role", "boot"]]) == 2
+    assert "a boot policy is compiled into the kernel" in capsys.readouterr().err
+    unsigned = [word for word in make if word not in make[-4:]]
+    assert main([str(word) for word in [*unsigned, "--role", "boot"]]) == 0
+    assert [one.name for one in (tmp_path / "made").iterdir()] == ["a.pol"]
+
+
+@pytest.mark.parametrize("left_out", ["--key", "--cert"])
+def test_make_wants_key_and_certificate_together(capsys, make, left_out: str) -> None:
+    at = make.index(left_out)
+    assert main([str(word) for word in [*make[:at], *make[at + 2 :]]]) == 2
+    assert "--key and --cert belong together" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("release", "told"), [("6.12.117", False), ("6.6.30-custom", True), (None, False)])
+def test_kernel_is_the_one_that_the_configuration_is_of(capsys, tmp_path: Path, release: str | None, told: bool) -> None:
+    """Linux 6.6 has no IPE, and the linter says so."""
+    config = tmp_path / "config"
+    head = f"#\n# Automatically generated file; DO NOT EDIT.\n# Linux/x86 {release} Kernel Configuration\n#\n" if release else ""
+    config.write_text(f"{head}CONFIG_SECURITY_IPE=y\nCONFIG_IPE_PROP_DM_VERITY_SIGNATURE=y\n")
+    policy = tmp_path / "a.pol"
+    policy.write_text("policy_name=a policy_version=0.0.1\nDEFAULT action=DENY\nop=EXECUTE dmverity_signature=TRUE action=ALLOW\n")
+    _, value = run(capsys, "check", policy, "--target-config", config)
+    _, said = run(capsys, "check", policy, "--kernel-version", release or "6.12", "--target-config", config)
+    _, oldest = run(capsys, "check", policy, "--kernel-version", "6.12", "--target-config", config)
+    assert value == said and (value != oldest) is told
+
+
 def test_diff_wants_weakening_to_be_allowed(capsys, tmp_path: Path, good: Path) -> None:
     new = tmp_path / "new.pol"
     new.write_bytes(GOOD.replace(b"1.0.0", b"1.1.0") + b"op=EXECUTE boot_verified=TRUE action=ALLOW\n")
