@@ -35,7 +35,8 @@ def configure(parser: ArgumentParser) -> None:
     parser.add_argument("--ledger", type=Path, metavar="FILE", help="versions of policies that went out: none may come again or be older")
     parser.add_argument("--html", type=Path, metavar="REPORT", help="also write one page for people that needs no network")
     parser.add_argument("--sarif", type=Path, metavar="OUT", help="also write what did not pass as SARIF 2.1.0, for CI systems")
-    parser.add_argument("--force", action="store_true", help="replace REPORT and OUT when they exist")
+    parser.add_argument("--findings", type=Path, metavar="FILE", help="also write what --json prints")
+    parser.add_argument("--force", action="store_true", help="replace REPORT, OUT and FILE when they exist")
     parser.add_argument("--schema", action="store_true", help="print the JSON Schema of what --json prints, and audit nothing")
 
 
@@ -53,7 +54,7 @@ def run(arguments: Namespace, host: Host) -> Outcome:
     if not arguments.image and arguments.kernel is None:
         raise UsageError("wanted an IMAGE to audit, or --schema", where="ipe-build audit")
     images = arguments.image or [arguments.kernel]
-    outputs = [path for path in (arguments.html, arguments.sarif) if path is not None]
+    outputs = [path for path in (arguments.html, arguments.sarif, arguments.findings) if path is not None]
     with host.outputs(*outputs, force=arguments.force) as temporaries:
         report, portrait = _audited(images, arguments, host)
         texts = []
@@ -66,6 +67,8 @@ def run(arguments: Namespace, host: Host) -> Outcome:
             from ipe_build.audit.sarif import sarif_value
 
             texts.append(json.dumps(sarif_value(report, images[0]), indent=2) + "\n")
+        if arguments.findings is not None:
+            texts.append(json.dumps(report.to_json(), indent=2, ensure_ascii=False) + "\n")
         for temporary, text in zip(temporaries, texts, strict=True):
             temporary.write_text(text, encoding="utf-8")
     return Outcome(report.to_json(), render_text(report), ExitStatus.FINDING if report.failed else ExitStatus.OK)

@@ -6,24 +6,19 @@ import argparse
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
-from uuid import NAMESPACE_URL, UUID, uuid5
+from uuid import NAMESPACE_URL, uuid5
 
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from ipe_build.cli import Outcome, image_flash, image_uki
-from ipe_build.cli.inputs import root_hash_of
-from ipe_build.errors import InputError, UsageError
+from ipe_build.cli import Outcome, image_disk, image_flash, image_uki
+from ipe_build.cli.inputs import read_input, root_hash_of, uuid_of
+from ipe_build.errors import UsageError
 from ipe_build.formats.cpio import CpioEntry, regular_file
 from ipe_build.formats.partition_types import PARTITION_TYPES
-from ipe_build.image.disk import Disk, DiskRequest, make_disk
-from ipe_build.image.esp import BootEntry
 from ipe_build.image.filesystem import MAKERS, FilesystemRequest, FilesystemType, make_filesystem
 from ipe_build.image.initramfs import CAPABILITIES, VERITY_OPTIONS, Compression, InitramfsRequest, OnFailure, make_initramfs
 from ipe_build.image.integrity import IntegrityRequest, TrustedSource
 from ipe_build.image.rootfs import Entry, PathRule
-from ipe_build.image.slots import SlotRoom
-from ipe_build.image.uki import uki_file
-from ipe_build.image.wks import make_wks
 from ipe_build.kernel.module_order import modules_in_order
 from ipe_build.signing.loading import load_certificate
 
@@ -39,7 +34,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     rows: tuple[tuple[str, str, Callable[[argparse.ArgumentParser], None]], ...] = (
         ("filesystem", "make an EROFS, SquashFS or ext4 image of a folder or tar, without being root", _configure_filesystem),
         ("initramfs", "make the initramfs that opens the verity root and loads the policies, or stops", _configure_initramfs),
-        ("disk", "make a disk image with discoverable partitions", _configure_disk),
+        ("disk", "make a disk image with discoverable partitions", image_disk.configure),
     )
     for name, help_text, add in rows:
         sub = actions.add_parser(name, help=help_text, description=f"{help_text[0].upper()}{help_text[1:]}.")
@@ -54,7 +49,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace, host: Host) -> Outcome:
     """Returns the outcome of the sub-verb."""
-    actions = {"filesystem": _filesystem, "initramfs": _initramfs, "disk": _disk, "flash": image_flash.run, "uki": image_uki.run}
+    actions = {"filesystem": _filesystem, "initramfs": _initramfs, "disk": image_disk.run, "flash": image_flash.run, "uki": image_uki.run}
     return actions[arguments.action](arguments, host)
 
 
@@ -116,37 +111,11 @@ def _configure_initramfs(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--trusted-source", choices=[str(name) for name in TrustedSource], default="tpm", help="what seals it (tpm)")
 
 
-def _configure_disk(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("filesystem", type=Path, metavar="FILESYSTEM", help="the root filesystem's image")
-    parser.add_argument("hash", type=Path, nargs="?", metavar="HASH", help="the hash area (default: FILESYSTEM.verity)")
-    parser.add_argument("--root-hash", required=True, metavar="HEX|FILE", help="the root hash in hex, or a file that holds it")
-    parser.add_argument("--verity-sig", type=Path, metavar="FILE", help="the signature partition's JSON")
-    parser.add_argument(
-        "--kernel", type=Path, metavar="FILE", help="kernel for the EFI system partition; without one there is no such partition"
-    )
-    parser.add_argument("--initramfs", type=Path, metavar="FILE", help="its initramfs")
-    parser.add_argument("--command-line", default="", metavar="TEXT", help="its command line")
-    parser.add_argument("--name", default="ipe-build", help="name of the boot entry (default: ipe-build)")
-    parser.add_argument("--uuid", help="the disk's UUID (default: derived from the root hash)")
-    parser.add_argument("--esp-mib", type=int, default=64, metavar="N", help="size of the EFI system partition (default: 64)")
-    parser.add_argument("--no-boot-loader", action="store_true", help="leave systemd-boot out")
-    parser.add_argument("--slots", action="store_true", help="two slots for A/B updates, this image in the first")
-    parser.add_argument("--slot-root-mib", type=int, default=0, metavar="N", help="of a slot's root (default: half more than this one)")
-    parser.add_argument("--boot-loader", type=Path, metavar="FILE", help="a boot loader instead of the installed systemd-boot")
-    parser.add_argument(
-        "--uki", type=Path, metavar="FILE", help="instead of a kernel: a unified kernel image, which firmware starts itself"
-    )
-    parser.add_argument("--architecture", choices=list(PARTITION_TYPES), default="x86-64", help="default: x86-64")
-    parser.add_argument(
-        "--wks", action="store_true", help="FILE is a folder: no disk, but esp.wks and root.wks, for a kickstart file of wic to include"
-    )
-
-
 def _filesystem(arguments: argparse.Namespace, host: Host) -> Outcome:
     """Runs `image filesystem`."""
     request = FilesystemRequest(
         arguments.source,
-        _uuid(arguments.uuid) or uuid5(NAMESPACE_URL, f"ipe-build:filesystem:{host.source_date_epoch}"),
+        uuid_of(arguments.uuid) or uuid5(NAMESPACE_URL, f"ipe-build:filesystem:{host.source_date_epoch}"),
         FilesystemType(arguments.filesystem),
         arguments.compression,
         True if arguments.keep_owners else False if arguments.root_owned else None,
@@ -208,7 +177,7 @@ def _integrity(arguments: argparse.Namespace) -> IntegrityRequest | None:
         raise UsageError("wants a partition for the key", where="--evm-provision", hint="give --evm-key")
     if (ima, evm, arguments.ima_policy, arguments.evm_key) == (None, None, "", None):
         return None
-    key = _uuid(arguments.evm_key)
+    key = uuid_of(arguments.evm_key)
     source, pcrs = TrustedSource(arguments.trusted_source), tuple(arguments.evm_pcr)
     return IntegrityRequest(ima, evm, arguments.ima_policy, key, arguments.evm_provision, source, pcrs)
 
@@ -218,83 +187,7 @@ def _carried(text: str, host: Host) -> CpioEntry:
     path, equals, file = text.partition("=")
     if not equals or not path.strip("/") or not file:
         raise UsageError(f"wanted PATH=FILE, got {text!r}", where="--carry")
-    return regular_file(path.strip("/"), _read(Path(file)), mtime=host.source_date_epoch)
-
-
-def _disk(arguments: argparse.Namespace, host: Host) -> Outcome:
-    """Runs `image disk`."""
-    if arguments.kernel is None and (arguments.initramfs is not None or arguments.command_line):
-        raise UsageError("an initramfs or a command line needs a kernel", where="image disk", hint="give --kernel")
-    root_hash = root_hash_of(arguments.root_hash)
-    entry = None
-    if arguments.kernel is not None:
-        entry = BootEntry(arguments.name, arguments.name, arguments.kernel, arguments.initramfs, arguments.command_line)
-    if arguments.uki is not None and (entry is not None or arguments.boot_loader is not None):
-        raise UsageError(
-            "a UKI is kernel, initramfs and command line in one, and firmware starts it",
-            where="--uki",
-            hint="leave --kernel and --boot-loader out",
-        )
-    for path in (arguments.kernel, arguments.initramfs):
-        if path is not None:
-            path.open("rb").close()  # mcopy would only say that it failed
-    request = DiskRequest(
-        filesystem=arguments.filesystem,
-        hash_area=arguments.hash or Path(f"{arguments.filesystem}.verity"),
-        root_hash=root_hash,
-        signature=_read(arguments.verity_sig) if arguments.verity_sig is not None else None,
-        disk_uuid=_uuid(arguments.uuid) or uuid5(NAMESPACE_URL, f"ipe-build:disk:{root_hash.hex()}"),
-        entry=entry,
-        files=() if arguments.uki is None else (uki_file(_read(arguments.uki), arguments.architecture),),
-        architecture=arguments.architecture,
-        esp_bytes=arguments.esp_mib * _MIB,
-        boot_loader=not arguments.no_boot_loader and arguments.uki is None,
-        boot_loader_path=arguments.boot_loader,
-        slots=SlotRoom(arguments.slot_root_mib * _MIB) if arguments.slots else None,
-    )
-    if arguments.wks:
-        files = [str(file) for file in make_wks(request, arguments.output, host)]
-        return Outcome({"folder": str(arguments.output), "files": files}, "\n".join(files))
-    disk = make_disk(request, arguments.output, host, force=arguments.force)
-    return Outcome(disk_value(disk), _disk_text(disk))
-
-
-def disk_value(disk: Disk) -> dict[str, object]:
-    """Returns a disk's facts for --json."""
-    partitions = [
-        {
-            "number": partition.number,
-            "name": partition.name,
-            "type": str(partition.type_uuid),
-            "uuid": str(partition.uuid),
-            "offset_bytes": partition.offset_bytes,
-            "size_bytes": partition.size_bytes,
-        }
-        for partition in disk.table.partitions
-    ]
-    return {
-        "path": str(disk.path),
-        "uuid": str(disk.table.disk_uuid),
-        "size_bytes": disk.table.size_bytes,
-        "architecture": disk.architecture,
-        "partitions": partitions,
-    }
-
-
-def _disk_text(disk: Disk) -> str:
-    """Returns a disk's facts as a table."""
-    lines = [f"{disk.path}: {disk.table.size_bytes} bytes, {disk.table.disk_uuid}"]
-    for partition in disk.table.partitions:
-        lines.append(f"  {partition.number}  {partition.offset_bytes:>12} {partition.size_bytes:>12}  {partition.uuid}  {partition.name}")
-    return "\n".join(lines)
-
-
-def _uuid(text: str | None) -> UUID | None:
-    """Returns the UUID of an option. Raises: UsageError."""
-    try:
-        return UUID(text) if text is not None else None
-    except ValueError:
-        raise UsageError(f"wanted a UUID, got {text!r}", where="--uuid") from None
+    return regular_file(path.strip("/"), read_input(Path(file)), mtime=host.source_date_epoch)
 
 
 def _addition(text: str) -> Entry:
@@ -320,11 +213,3 @@ def _rule(text: str) -> PathRule:
     except ValueError:
         raise UsageError(f"wanted PATTERN=UID:GID[:MODE], got {text!r}", where="--owner") from None
     return PathRule(pattern, uid, gid, mode)
-
-
-def _read(path: Path) -> bytes:
-    """Returns a file's content. Raises: InputError."""
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise InputError(f"cannot be read: {error.strerror}", where=str(path)) from error

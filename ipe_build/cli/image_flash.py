@@ -19,19 +19,29 @@ if TYPE_CHECKING:
 def configure(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments."""
     parser.add_argument("disk", type=Path, metavar="DISK", help="the disk image (GPT)")
-    parser.add_argument("--bmap", action="store_true", help="DISK.bmap, for bmaptool")
-    parser.add_argument("--zstd", action="store_true", help="DISK.zst")
-    parser.add_argument("--partitions", action="store_true", help="DISK.partitions/: a file for each partition, gpt.img, flash.sh")
-    parser.add_argument("--sparse", action="store_true", help="the same with Android sparse files (.simg)")
+    kind_options(parser)
     parser.add_argument("--level", type=int, default=3, choices=range(1, 20), metavar="N", help="of zstd, 1 to 19 (default: 3)")
     parser.add_argument("-o", "--output", type=Path, metavar="FOLDER", help="where they go (default: beside DISK)")
     parser.add_argument("--force", action="store_true", help="replace files that exist")
     parser.epilog = "Without --bmap, --zstd, --partitions and --sparse: the first two."
 
 
+def kind_options(parser: argparse.ArgumentParser) -> None:
+    """Adds the options that name files."""
+    parser.add_argument("--bmap", action="store_true", help="DISK.bmap, for bmaptool")
+    parser.add_argument("--zstd", action="store_true", help="DISK.zst")
+    parser.add_argument("--partitions", action="store_true", help="DISK.partitions/: a file for each partition, gpt.img, flash.sh")
+    parser.add_argument("--sparse", action="store_true", help="the same with Android sparse files (.simg)")
+
+
+def kinds_of(arguments: argparse.Namespace) -> dict[str, bool]:
+    """Returns which files the options name, as fields of FlashRequest."""
+    return {name: getattr(arguments, name) for name in ("bmap", "zstd", "partitions", "sparse")}
+
+
 def run(arguments: argparse.Namespace, host: Host) -> Outcome:
     """Returns what was made."""
-    wanted = {name: getattr(arguments, name) for name in ("bmap", "zstd", "partitions", "sparse")}
+    wanted = kinds_of(arguments)
     request = FlashRequest(**wanted, level=arguments.level) if any(wanted.values()) else FlashRequest(level=arguments.level)
     folder = arguments.output or arguments.disk.parent
     if not folder.is_dir():

@@ -6,8 +6,9 @@ import os
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
+from uuid import UUID
 
-from ipe_build.errors import InputError, IpeBuildError
+from ipe_build.errors import InputError, IpeBuildError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -40,6 +41,22 @@ def root_hash_of(text: str, where: str = "--root-hash") -> bytes:
         hint = "" if place == text else "there is no file of this name either; `verity format --root-hash-file` and `root` write one"
         raise InputError(f"wanted a root hash (40 to 128 hex digits), or a file that holds one, got {shown!r}", where=place, hint=hint)
     return value
+
+
+def uuid_of(text: str | None, where: str = "--uuid") -> UUID | None:
+    """Returns the UUID of an option, None where it was not given. Raises: UsageError."""
+    try:
+        return UUID(text) if text is not None else None
+    except ValueError:
+        raise UsageError(f"wanted a UUID, got {text!r}", where=where) from None
+
+
+def read_input(path: Path) -> bytes:
+    """Returns a file's content. Raises: InputError."""
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise InputError(f"cannot be read: {error.strerror}", where=str(path)) from error
 
 
 def write_all(contents: Sequence[tuple[Path, bytes]], host: Host, *, force: bool) -> None:

@@ -1,4 +1,4 @@
-"""`ipe-build update config | rauc | swupdate | policy`: A/B updates of verity slots."""
+"""`ipe-build update make | config | rauc | swupdate | device | policy`: A/B updates of verity slots."""
 
 from __future__ import annotations
 
@@ -33,23 +33,26 @@ if TYPE_CHECKING:
     from ipe_build.host import Host
 
 _MARKER = "manifest.raucm"
+_SUFFIXES = {"rauc": ".raucb", "swupdate": ".swu"}
 _KEY_HELP = "one of " + ", ".join(row.example for row in BACKENDS).replace("%", "%%")
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Adds the sub-verbs."""
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
+    make = actions.add_parser("make", help="all that updaters take of a disk image's slot: OUT.update (see config), OUT.raucb, OUT.swu")
     config = actions.add_parser("config", help="write system.conf, ipe-slot, the slot's images, manifest.raucm and sw-description")
     rauc = actions.add_parser("rauc", help="make a RAUC bundle of a disk image's slot")
     swupdate = actions.add_parser("swupdate", help="make a SWUpdate image (.swu) of a disk image's slot")
     device = actions.add_parser("device", help="put ipe-slot, RAUC's system.conf and SWUpdate's hwrevision into a root filesystem's folder")
-    for sub in (config, rauc, swupdate):
+    for sub in (make, config, rauc, swupdate):
         sub.add_argument("disk", type=Path, metavar="DISK", help="the disk image")
-    for sub in (config, rauc, swupdate, device):
+    for sub in (make, config, rauc, swupdate, device):
         _slot_options(sub)
-    for sub in (rauc, swupdate):
-        sub.add_argument("--key", required=True, metavar="URI", help=_KEY_HELP)
-        sub.add_argument("--cert", required=True, type=Path, metavar="PEM", help="its certificate")
+    for sub in (make, rauc, swupdate):
+        sub.add_argument("--key", required=sub is not make, metavar="URI", help=_KEY_HELP)
+        sub.add_argument("--cert", required=sub is not make, type=Path, metavar="PEM", help="its certificate")
+    make.add_argument("--updater", action="append", default=[], choices=list(_SUFFIXES), help="what signed updates are for; repeatable")
     policy = actions.add_parser("policy", help="the policies of an update: old and new root hash, then the new alone; versions rise")
     policy.add_argument("--name", default="ipe-policy", help="policy_name (default: %(default)s)")
     policy.add_argument("--old", action="append", required=True, type=digest_word, metavar="ALG:HEX|FILE", help="repeatable")
@@ -60,7 +63,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     policy.add_argument("--key", metavar="URI", help=f"signs both: {_KEY_HELP}")
     policy.add_argument("--cert", type=Path, metavar="PEM", help="its certificate")
     policy.add_argument("-o", "--output", type=Path, required=True, metavar="FOLDER", help="in-flight/NAME.pol and final/NAME.pol (.p7b)")
-    for sub in (config, rauc, swupdate, device, policy):
+    for sub in (make, config, rauc, swupdate, device, policy):
         sub.add_argument("--force", action="store_true", help="replace what exists")
 
 
@@ -79,7 +82,7 @@ def _slot_options(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace, host: Host) -> Outcome:
     """Returns the outcome of the sub-verb."""
-    actions = {"config": _config, "rauc": _rauc, "swupdate": _swupdate, "device": _device, "policy": _policy}
+    actions = {"make": _make, "config": _config, "rauc": _rauc, "swupdate": _swupdate, "device": _device, "policy": _policy}
     return actions[arguments.action](arguments, host)
 
 
@@ -94,6 +97,19 @@ def _settings(arguments: argparse.Namespace) -> UpdateSettings:
         arguments.keyring,
         tuple(arguments.hardware) or ("1.0",),
     )
+
+
+def _make(arguments: argparse.Namespace, host: Host) -> Outcome:
+    """Runs `update make`: the folder, and the signed updates that are asked for."""
+    makers = {"rauc": _rauc, "swupdate": _swupdate}
+    if arguments.updater and (arguments.key is None or arguments.cert is None):
+        raise UsageError("signed updates need --key and --cert", where="update make: --updater")
+    out: Path = arguments.output
+    made = [_config(argparse.Namespace(**vars(arguments) | {"output": out.with_name(f"{out.name}.update")}), host)]
+    for updater in arguments.updater:
+        place = out.with_name(f"{out.name}{_SUFFIXES[updater]}")
+        made.append(makers[updater](argparse.Namespace(**vars(arguments) | {"output": place}), host))
+    return Outcome([one.value for one in made], "\n".join(one.text for one in made))
 
 
 def _config(arguments: argparse.Namespace, host: Host) -> Outcome:

@@ -107,6 +107,23 @@ def test_swupdate_takes_the_image_for_each_slot(
     assert (done.returncode == 0) is fine, done.stdout + done.stderr
 
 
+def test_make_gives_what_the_single_verbs_give(built: Path, need: Callable[[str], Path], test_keys: KeySet, tmp_path: Path) -> None:
+    need("rauc")
+    pair = test_keys.pair("module")
+    words = ["--compatible", "demo", "--update-version", "1"]
+    signed = ["--key", pair.uri, "--cert", pair.certificate]
+    both = ["--updater", "rauc", "--updater", "swupdate"]
+    assert ipe_build("update", "make", built / "demo.raw", *words, *signed, *both, "-o", tmp_path / "all").returncode == 0
+    assert ipe_build("update", "config", built / "demo.raw", *words, "-o", tmp_path / "folder").returncode == 0
+    assert ipe_build("update", "swupdate", built / "demo.raw", *words, *signed, "-o", tmp_path / "one.swu").returncode == 0
+    assert (tmp_path / "all.swu").read_bytes() == (tmp_path / "one.swu").read_bytes()
+    assert {one.name: one.read_bytes() for one in (tmp_path / "all.update").iterdir()} == {
+        one.name: one.read_bytes() for one in (tmp_path / "folder").iterdir()
+    }
+    info = subprocess.run([need("rauc"), "info", "--no-verify", tmp_path / "all.raucb"], capture_output=True, text=True)
+    assert info.returncode == 0 and "Compatible: \t'demo'" in info.stdout, info.stdout + info.stderr
+
+
 def test_swupdate_images_are_the_same_twice(built: Path, test_keys: KeySet, tmp_path: Path) -> None:
     pair = test_keys.pair("module")
     made = []

@@ -278,3 +278,21 @@ def test_a_python_without_zstd_lets_the_program_compress(request_: DiskRequest, 
     assert subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True).returncode == 0
     unpacked = subprocess.run([need("zstd"), "-dc", tmp_path / "disk.zst"], capture_output=True, check=True).stdout
     assert unpacked == disk.path.read_bytes()
+
+
+def test_make_wants_a_key_for_signed_updates_and_writes_nothing_without(request_: DiskRequest, host: Host, tmp_path: Path, capsys) -> None:
+    make_disk(with_slots(request_, SlotRoom()), tmp_path / "disk", host)
+    words = [
+        "update",
+        "make",
+        str(tmp_path / "disk"),
+        "--compatible",
+        "board",
+        "--update-version",
+        "1",
+        "-o",
+        str(tmp_path / "out" / "one"),
+    ]
+    assert main([*words, "--updater", "swupdate"]) == 2
+    assert "signed updates need --key and --cert" in capsys.readouterr().err
+    assert not list(tmp_path.glob("out*"))
