@@ -10,13 +10,16 @@ import sys
 from typing import TYPE_CHECKING, NamedTuple, NoReturn, cast
 
 from ipe_build.cli.plain import NotPlainError, PlainParser
-from ipe_build.errors import ExitStatus, InputError, InterruptedRunError, IpeBuildError, OutputError
+from ipe_build.errors import ExitStatus, InputError, InterruptedRunError, IpeBuildError, OutputError, UsageError
 from ipe_build.host import Host, Progress
 
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Sequence
     from types import FrameType
+
+
+_MAY_BE_EMPTY = frozenset({"--command-line"})
 
 
 class Outcome(NamedTuple):
@@ -75,6 +78,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(words: list[str]) -> int:
     """Parses the words, runs the verb and prints its outcome."""
+    _refuse_empty(words)
     arguments = _read(words)
     host = Host(progress=Progress(quiet=arguments.quiet, verbose=arguments.verbose))
     verb = next(verb for verb in VERBS if verb.name == arguments.verb)
@@ -90,6 +94,16 @@ def _run(words: list[str]) -> int:
         print(outcome.text)
     sys.stdout.flush()
     return outcome.status
+
+
+def _refuse_empty(words: list[str]) -> None:
+    """Raises UsageError for an empty word: a script's variable that is not set, which would be no salt, no nonce or this folder."""
+    for before, word in zip(("", *words), words, strict=False):
+        if word and not (word[:2] == "--" and word.find("=") == len(word) - 1):
+            continue
+        option = word[:-1] if word else before if before[:1] == "-" and "=" not in before else ""
+        if option not in _MAY_BE_EMPTY:
+            raise UsageError("wanted a value, got an empty one", where=option or f"ipe-build {words[0]}", hint="is a variable not set?")
 
 
 def _read(words: list[str]) -> argparse.Namespace:

@@ -57,8 +57,10 @@ def _signed_quote(arguments: argparse.Namespace) -> SignedQuote | None:
         raise UsageError(f"also give {', '.join(missing)}", where="attest verify", hint=hint)
     try:
         nonce = bytes.fromhex(arguments.nonce)
-    except ValueError as error:
-        raise UsageError(f"wanted hex, got {arguments.nonce!r}", where="--nonce") from error
+    except ValueError:
+        nonce = b""
+    if not nonce:  # a quote without one may be an old one
+        raise UsageError(f"wanted hex, got {arguments.nonce!r}", where="--nonce")
     key, restricted = _attestation_key(arguments.ak)
     quote = parse_quote(_read(arguments.quote), str(arguments.quote))
     return SignedQuote(quote, parse_signature(_read(arguments.signature), str(arguments.signature)), key, nonce, restricted)

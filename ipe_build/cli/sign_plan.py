@@ -102,7 +102,8 @@ def plan(arguments: argparse.Namespace, host: Host) -> Outcome:
 def _items(arguments: argparse.Namespace, host: Host) -> Iterator[_Item]:
     """Yields what the options name."""
     for text in arguments.policy:
-        yield _Item("ipe-policy", text, str(Path(text).with_suffix(".p7b")), policy_payload(text))
+        payload = policy_payload(text)  # first: a folder has no name to put another suffix to
+        yield _Item("ipe-policy", text, str(Path(text).with_suffix(".p7b")), payload)
     for text in arguments.root_hash:
         payload = root_hash_text(text)
         output = f"{text}.p7s" if Path(text).is_file() else f"{payload[:16].decode()}.roothash.p7s"

@@ -339,9 +339,17 @@ def _table(arguments: argparse.Namespace, host: Host) -> Outcome:
         else arguments.hash_device or str(hash_area),
         fec_device=arguments.fec_name or (str(arguments.fec_device) if arguments.fec_device is not None else ""),
         name=arguments.name,
-        options=tuple(arguments.option),
+        options=_target_options(arguments.option),
         signature=arguments.root_hash_signature,
     )
     if arguments.form != "all":
         return Outcome({arguments.form: forms[arguments.form]}, forms[arguments.form])
     return Outcome(forms, "\n".join(f"{form}: {text}" for form, text in forms.items()))
+
+
+def _target_options(words: list[str]) -> tuple[str, ...]:
+    """Returns dm-verity's options. Raises: UsageError for one that is no word."""
+    for word in words:
+        if not word.strip():
+            raise UsageError(f"wanted a target option, got {word!r}", where="--option")
+    return tuple(words)

@@ -132,7 +132,7 @@ def _beside(image: Path) -> Facts:
 
 def sidecar_root_hash(image: Path) -> tuple[bytes, bool] | None:
     """Returns the root hash that lies beside an image, and whether its signature does; None without `.roothash`."""
-    for base in (image, image.with_suffix("")):
+    for base in (image, image.with_suffix("")) if image.name else ():  # ".": the folder that we are in
         path = base.with_name(base.name + ".roothash")
         if path.is_file():
             text = path.read_bytes().strip()

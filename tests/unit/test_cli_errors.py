@@ -57,6 +57,50 @@ def test_a_misspelled_file_of_a_root_hash_is_said_to_be_neither(tmp_path: Path, 
     assert "got 'root.rothash'" in said and "there is no file of this name either" in said
 
 
+@pytest.mark.parametrize(
+    ("words", "place"),
+    [
+        (("attest", "verify", "ref", "--quote", "q", "--signature", "s", "--ak", "a", "--nonce", ""), "--nonce"),
+        (("verity", "format", "data", "hash", "--salt="), "--salt"),
+        (("verity", "table", "data", "hash", "--root-hash", ROOT_HASH, "--option", ""), "--option"),
+        (("fsverity", "digest", "data", "--salt", ""), "--salt"),
+        (("keys", "check", "cert", "--key", ""), "--key"),
+        (("policy", "check", "a.pol", "--kernel-version", ""), "--kernel-version"),
+        (("policy", "check", "a.pol", "--image", ""), "--image"),
+        (("sign", "plan", "--policy", "", "--cert", "c", "-o", "out"), "--policy"),
+        (("update", "device", "--compatible", "b", "--update-version", "1", "-o", ""), "-o"),
+        (("image", "filesystem", "root", "-o", "out", "--compression", "", "--json"), "--compression"),
+        (("verity", "dump", ""), "ipe-build verity"),
+        (("", "dump"), "ipe-build "),
+    ],
+)
+def test_an_empty_value_is_no_value(words: tuple[str, ...], place: str, capsys) -> None:
+    """A variable that is not set must not turn off salt and nonce, or make `.` of a folder's name."""
+    assert f"error: {place}: wanted a value, got an empty one" in _error(capsys, *words)
+
+
+def test_a_nonce_of_nothing_is_none(capsys) -> None:
+    words = ("attest", "verify", "ref", "--quote", "q", "--signature", "s", "--ak", "a", "--nonce", " ")
+    assert "error: --nonce: wanted hex, got ' '" in _error(capsys, *words)
+
+
+def test_an_empty_command_line_is_one(tmp_path: Path, capsys) -> None:
+    said = _error(capsys, "audit", tmp_path / "absent", "--command-line", "")
+    assert "absent: wanted an image" in said
+
+
+def test_options_and_folders_of_no_name_are_no_traceback(tmp_path: Path, capsys, monkeypatch) -> None:
+    (tmp_path / "a.pol").write_text(POLICY)
+    monkeypatch.chdir(tmp_path)
+    assert main(["policy", "check", "a.pol", "--image", ".", "--quiet"]) == 1
+    assert "accepted" in capsys.readouterr().out
+    assert "Is a directory" in _error(capsys, "sign", "plan", "--policy", ".", "--cert", "c", "-o", "out")
+    (tmp_path / "data").write_bytes(bytes(8192))
+    assert main(["verity", "format", "data", "hash", "--quiet"]) == 0
+    said = _error(capsys, "verity", "table", "data", "hash", "--root-hash", ROOT_HASH, "--option", " ")
+    assert "--option: wanted a target option" in said
+
+
 @pytest.mark.parametrize("words", [("check", "--ledger"), ("learn", "--root")])
 def test_a_misspelled_ledger_or_root_is_no_empty_one(words: tuple[str, str], tmp_path: Path, capsys) -> None:
     (tmp_path / "a.pol").write_text(POLICY)
