@@ -89,12 +89,12 @@ def test_an_empty_command_line_is_one(tmp_path: Path, capsys) -> None:
     assert "absent: wanted an image" in said
 
 
-def test_options_and_folders_of_no_name_are_no_traceback(tmp_path: Path, capsys, monkeypatch) -> None:
+def test_options_and_folders_of_no_name_are_no_traceback(tmp_path: Path, test_keys: KeySet, capsys, monkeypatch) -> None:
     (tmp_path / "a.pol").write_text(POLICY)
     monkeypatch.chdir(tmp_path)
     assert main(["policy", "check", "a.pol", "--image", ".", "--quiet"]) == 1
     assert "accepted" in capsys.readouterr().out
-    assert "Is a directory" in _error(capsys, "sign", "plan", "--policy", ".", "--cert", "c", "-o", "out")
+    assert "Is a directory" in _error(capsys, "sign", "plan", "--policy", ".", "--cert", test_keys.pair("policy").certificate, "-o", "out")
     (tmp_path / "data").write_bytes(bytes(8192))
     assert main(["verity", "format", "data", "hash", "--quiet"]) == 0
     said = _error(capsys, "verity", "table", "data", "hash", "--root-hash", ROOT_HASH, "--option", " ")
