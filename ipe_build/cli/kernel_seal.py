@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ipe_build.cli import Outcome
 from ipe_build.cli.inputs import named
-from ipe_build.cli.policy_common import digest_word
+from ipe_build.cli.policy_common import root_hashes_option
 from ipe_build.errors import ExitStatus, InputError
 from ipe_build.host import Host
 from ipe_build.kernel.compare import Comparison, compare_kernels
@@ -39,14 +39,7 @@ def configure_seal(parser: ArgumentParser) -> None:
     parser.add_argument("image", type=Path, metavar="BZIMAGE|IMAGE|VMLINUX", help="a kernel built with a reserved boot policy")
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--boot-policy", type=Path, metavar="FILE", help="the policy to write into it")
-    what.add_argument(
-        "--root-hash",
-        "--roothash",
-        type=digest_word,
-        action="append",
-        metavar="ALG:HEX|FILE",
-        help="render it from the template `sealed` for this root; repeatable",
-    )
+    root_hashes_option(what, "render it from the template `sealed` for this root")
     parser.add_argument("--name", default="ipe-boot", help="with --root-hash: policy_name (default ipe-boot)")
     parser.add_argument(
         "--policy-version", "--version", default="0.0.1", metavar="A.B.C", help="with --root-hash: policy_version (default 0.0.1)"
@@ -66,7 +59,7 @@ def run_seal(arguments: Namespace, host: Host) -> Outcome:
         "name": arguments.name,
         "version": arguments.policy_version,
         "role": str(Role.BOOT),
-        "root_hashes": [str(digest) for digest in arguments.root_hash or ()],
+        "root_hashes": [str(digest) for digest in arguments.root_hash],
     }
     policy = _read(arguments.boot_policy) if arguments.boot_policy is not None else render("sealed", variables)
     try:

@@ -9,7 +9,6 @@ from ipe_build.cli import Outcome
 from ipe_build.cli.policy_common import (
     begin_option,
     config_of,
-    digest_word,
     enabled_of,
     fact_options,
     facts_of,
@@ -17,6 +16,7 @@ from ipe_build.cli.policy_common import (
     ledger_to_enter,
     load_policy,
     read_file,
+    root_hashes_option,
     shown,
     survey_of,
     target_options,
@@ -177,15 +177,7 @@ def configure_learn(parser: ArgumentParser) -> None:
         "logs", nargs="+", type=Path, metavar="AUDITLOG", help="dmesg, journalctl -k, journalctl -o json, audit.log; - is stdin"
     )
     parser.add_argument("--policy", type=Path, metavar="FILE", help="the policy that was in force")
-    parser.add_argument(
-        "--root-hash",
-        "--roothash",
-        type=digest_word,
-        action="append",
-        default=[],
-        metavar="ALG:HEX|FILE",
-        help="root hash of a volume (repeatable)",
-    )
+    root_hashes_option(parser, "root hash of a volume")
     parser.add_argument("--root", type=Path, metavar="DIR", help="the device's files: fs-verity digests are made of those denied")
     parser.add_argument("--last-resort", action="store_true", help="also propose rules that let unverified things through (=FALSE)")
 

@@ -7,6 +7,7 @@ import sys
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from collections.abc import Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ipe_build.errors import InputError
 from ipe_build.formats.dotconfig import DotConfig, parse_dotconfig, release_of
@@ -20,6 +21,9 @@ from ipe_build.policy.parser import Role, parse
 from ipe_build.policy.properties import DIGEST_SIZES
 from ipe_build.policy.survey import Survey
 from ipe_build.policy.versions import DEFAULT_KERNEL, KernelVersion
+
+if TYPE_CHECKING:
+    from argparse import _ActionsContainer
 
 
 def target_options(parser: ArgumentParser) -> None:
@@ -48,6 +52,19 @@ def fact_options(parser: ArgumentParser) -> None:
     parser.add_argument("--fsverity-signed", help="the file has a built-in fs-verity signature", **flag)  # type: ignore[arg-type]
     parser.add_argument("--image", type=Path, metavar="IMAGE", help="a root filesystem: folder, EROFS, SquashFS, ext4, initramfs, GPT disk")
     parser.add_argument("--no-file", action="store_true", help="memory or a buffer is judged (init_module, a JIT), no file")
+
+
+def root_hashes_option(parser: _ActionsContainer, about: str) -> None:
+    """Adds the option that names root hashes, any number of them."""
+    parser.add_argument(
+        "--root-hash",
+        "--roothash",
+        type=digest_word,
+        action="append",
+        default=[],
+        metavar="ALG:HEX|FILE",
+        help=f"{about} (repeatable)",
+    )
 
 
 def facts_of(arguments: Namespace) -> Facts:

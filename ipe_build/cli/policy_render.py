@@ -9,7 +9,7 @@ from pathlib import Path
 from ipe_build.cli import Outcome
 from ipe_build.cli.inputs import write_all
 from ipe_build.cli.policy_check import fails, recorded, report_lines, report_options, report_value
-from ipe_build.cli.policy_common import config_of, digest_word, existing_ledger, kernel_of, target_options
+from ipe_build.cli.policy_common import config_of, existing_ledger, kernel_of, root_hashes_option, target_options
 from ipe_build.errors import ExitStatus, UsageError
 from ipe_build.host import Host
 from ipe_build.policy.findings import Target
@@ -39,15 +39,7 @@ def _template_options(parser: ArgumentParser) -> None:
     parser.add_argument("--name", help="policy_name")
     parser.add_argument("--policy-version", metavar="A.B.C", help="policy_version")
     parser.add_argument("--role", choices=[role.value for role in Role], help="compiled into the kernel, or loaded later")
-    parser.add_argument(
-        "--root-hash",
-        "--roothash",
-        type=digest_word,
-        action="append",
-        default=[],
-        metavar="ALG:HEX|FILE",
-        help="a root hash, or a .roothash file (repeatable)",
-    )
+    root_hashes_option(parser, "a root hash, or a .roothash file")
 
 
 def run_render(arguments: Namespace, host: Host) -> Outcome:
