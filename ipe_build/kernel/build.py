@@ -152,7 +152,7 @@ def _base(request: KernelRequest, tree: SourceTree, config: DotConfig, host: Hos
         (make.output / ".config").write_bytes(text)
         with host.progress.step(f"kernel: compile {tree.version} for {request.board.name} (cached afterwards)"):
             has_modules = config.enabled("MODULES")
-            make.run([request.board.target, *(["modules"] if has_modules else [])], host, jobs=host.jobs, env=_compiler_cache(host))
+            make.run([request.board.target, *(["modules"] if has_modules else [])], host, jobs=host.jobs, env=compiler_cache(host))
             if has_modules:
                 make.run(["modules_install", f"INSTALL_MOD_PATH={folder / 'modules'}", f"DEPMOD={host.tool('depmod')}"], host)
         for link in (folder / "modules").glob("lib/modules/*/build"):
@@ -164,7 +164,7 @@ def _base(request: KernelRequest, tree: SourceTree, config: DotConfig, host: Hos
     return _Base(folder, key, release)
 
 
-def _compiler_cache(host: Host) -> dict[str, str]:
+def compiler_cache(host: Host) -> dict[str, str]:
     """Returns the variables that put ccache before the compiler, where it is installed.
 
     A kernel with other features then takes the objects that do not depend on them from an earlier one. The commands that make records
