@@ -94,7 +94,9 @@ def test_options_and_folders_of_no_name_are_no_traceback(tmp_path: Path, test_ke
     monkeypatch.chdir(tmp_path)
     assert main(["policy", "check", "a.pol", "--image", ".", "--quiet"]) == 1
     assert "accepted" in capsys.readouterr().out
-    assert "Is a directory" in _error(capsys, "sign", "plan", "--policy", ".", "--cert", test_keys.pair("policy").certificate, "-o", "out")
+    assert "this is a folder" in _error(
+        capsys, "sign", "plan", "--policy", ".", "--cert", test_keys.pair("policy").certificate, "-o", "out"
+    )
     (tmp_path / "data").write_bytes(bytes(8192))
     assert main(["verity", "format", "data", "hash", "--quiet"]) == 0
     said = _error(capsys, "verity", "table", "data", "hash", "--root-hash", ROOT_HASH, "--option", " ")
