@@ -8,6 +8,7 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import NamedTuple
 
 from ipe_build.errors import FormatError
 
@@ -42,17 +43,31 @@ class ImaSignature:
         return _HEADER.pack(self.type, _VERSION, number, int.from_bytes(self.key_id, "big"), len(self.signature)) + self.signature
 
 
-def parse_ima_signature(data: bytes, where: str = "signature") -> ImaSignature:
-    """Returns the signature in an attribute's value. Raises: FormatError with the offset of what is wrong."""
+class SignatureBody(NamedTuple):
+    """What follows the first byte: the number of the hash (HASH_ALGO_…), 4 bytes of the key id, the raw signature."""
+
+    hash_number: int
+    key_id: bytes
+    signature: bytes
+
+
+def parse_signature_body(data: bytes, version: int, where: str) -> SignatureBody:
+    """Returns what a signature of this version holds; `data` is the whole value. Raises: FormatError with the offset of what is wrong."""
     if len(data) <= _HEADER.size:
         raise FormatError(f"wanted more than {_HEADER.size} bytes of struct signature_v2_hdr, got {len(data)}", where=where)
-    kind, version, number, key_id, size = _HEADER.unpack_from(data)
-    if kind not in tuple(XattrType):
-        raise FormatError(f"wanted attribute type 3 (IMA signature) or 5 (portable EVM), got {kind}", where=f"{where}: offset 0x0")
-    if version != _VERSION:
-        raise FormatError(f"wanted signature version {_VERSION}, got {version}", where=f"{where}: offset 0x1")
-    if number not in _HASH_NAMES:
-        raise FormatError(f"wanted hash number {sorted(_HASH_NAMES)}, got {number}", where=f"{where}: offset 0x2")
+    _, found, number, key_id, size = _HEADER.unpack_from(data)
+    if found != version:
+        raise FormatError(f"wanted signature version {version}, got {found}", where=f"{where}: offset 0x1")
     if size != len(data) - _HEADER.size:
         raise FormatError(f"wanted {size} bytes of signature, got {len(data) - _HEADER.size}", where=f"{where}: offset 0x7")
-    return ImaSignature(XattrType(kind), _HASH_NAMES[number], key_id.to_bytes(4, "big"), data[_HEADER.size :])
+    return SignatureBody(number, key_id.to_bytes(4, "big"), data[_HEADER.size :])
+
+
+def parse_ima_signature(data: bytes, where: str = "signature") -> ImaSignature:
+    """Returns the signature in an attribute's value. Raises: FormatError with the offset of what is wrong."""
+    if data[:1] and data[0] not in tuple(XattrType):
+        raise FormatError(f"wanted attribute type 3 (IMA signature) or 5 (portable EVM), got {data[0]}", where=f"{where}: offset 0x0")
+    body = parse_signature_body(data, _VERSION, where)
+    if body.hash_number not in _HASH_NAMES:
+        raise FormatError(f"wanted hash number {sorted(_HASH_NAMES)}, got {body.hash_number}", where=f"{where}: offset 0x2")
+    return ImaSignature(XattrType(data[0]), _HASH_NAMES[body.hash_number], body.key_id, body.signature)

@@ -7,11 +7,11 @@ evm_main.c (evm_verify_hmac), include/uapi/linux/hash_info.h, crypto/hash_info.c
 
 from __future__ import annotations
 
-import struct
 from dataclasses import dataclass
 from enum import StrEnum
 
 from ipe_build.errors import FormatError
+from ipe_build.formats.ima_signature import parse_signature_body
 
 SECURITY_IMA = "security.ima"
 SECURITY_EVM = "security.evm"
@@ -41,7 +41,6 @@ HASHES: tuple[tuple[str, int], ...] = (
     ("sha3-512", 64),
 )
 """Name and digest size in bytes of each HASH_ALGO_…, by its number."""
-_HEADER = struct.Struct(">BBBIH")
 _SHA1_BYTES = 20
 
 
@@ -67,9 +66,9 @@ _TYPES: dict[str, dict[int, IntegrityKind]] = {
     SECURITY_EVM: {2: IntegrityKind.HMAC, 3: IntegrityKind.SIGNATURE, 5: IntegrityKind.PORTABLE_SIGNATURE},
 }
 _VERSIONS = {
-    IntegrityKind.SIGNATURE: (2,),
-    IntegrityKind.PORTABLE_SIGNATURE: (2,),
-    IntegrityKind.VERITY_SIGNATURE: (3,),
+    IntegrityKind.SIGNATURE: 2,
+    IntegrityKind.PORTABLE_SIGNATURE: 2,
+    IntegrityKind.VERITY_SIGNATURE: 3,
 }
 
 
@@ -124,14 +123,8 @@ def _sized(data: bytes, size: int, offset: int, where: str) -> bytes:
 
 
 def _signature(name: str, kind: IntegrityKind, value: bytes, where: str) -> IntegrityXattr:
-    """Returns a signature: struct signature_v2_hdr (9 bytes, big-endian), then the raw signature to the end."""
-    if len(value) <= _HEADER.size:
-        raise FormatError(f"wanted more than {_HEADER.size} bytes of struct signature_v2_hdr, got {len(value)}", where=where)
-    _, version, number, key_id, size = _HEADER.unpack_from(value)
-    if version not in _VERSIONS[kind]:
-        raise FormatError(f"wanted signature version {_VERSIONS[kind][0]}, got {version}", where=f"{where}: offset 0x1")
-    if number >= len(HASHES):
-        raise FormatError(f"wanted the number of a hash below {len(HASHES)}, got {number}", where=f"{where}: offset 0x2")
-    if size != len(value) - _HEADER.size:
-        raise FormatError(f"wanted {size} bytes of signature, got {len(value) - _HEADER.size}", where=f"{where}: offset 0x7")
-    return IntegrityXattr(name, kind, HASHES[number][0], b"", key_id.to_bytes(4, "big"), value[_HEADER.size :])
+    """Returns a signature."""
+    body = parse_signature_body(value, _VERSIONS[kind], where)
+    if body.hash_number >= len(HASHES):
+        raise FormatError(f"wanted the number of a hash below {len(HASHES)}, got {body.hash_number}", where=f"{where}: offset 0x2")
+    return IntegrityXattr(name, kind, HASHES[body.hash_number][0], b"", body.key_id, body.signature)

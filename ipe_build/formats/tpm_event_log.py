@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import NamedTuple
 
-from ipe_build.errors import FormatError
+from ipe_build.formats.byte_reader import ByteReader
 
 PCR_COUNT = 24
 _WHERE = "TPM event log"
@@ -129,7 +129,7 @@ def parse_event_log(data: bytes, where: str = _WHERE) -> EventLog:
 
     Raises: FormatError with the offset of what is wrong: another kind of log, cut short, a digest missing or given twice.
     """
-    reader = _Reader(data, where)
+    reader = ByteReader(data, where, "little", shortage=": the log is cut short or not one")
     algorithms = _read_header(reader)
     events: list[Event] = []
     while not reader.at_end:
@@ -170,33 +170,7 @@ def extend(value: bytes, digest: bytes, algorithm: str) -> bytes:
     return hashlib.new(algorithm, value + digest).digest()
 
 
-class _Reader:
-    """Takes bytes from the front; every shortage is a FormatError that names the offset."""
-
-    def __init__(self, data: bytes, where: str) -> None:
-        self._data = data
-        self._where = where
-        self.offset = 0
-
-    @property
-    def at_end(self) -> bool:
-        return self.offset >= len(self._data)
-
-    def take(self, size: int, what: str) -> bytes:
-        raw = self._data[self.offset : self.offset + size]
-        if len(raw) < size:
-            raise self.error(f"wanted {size} bytes of {what}, got {len(raw)}: the log is cut short or not one")
-        self.offset += size
-        return raw
-
-    def number(self, size: int, what: str) -> int:
-        return int.from_bytes(self.take(size, what), "little")
-
-    def error(self, message: str, *, hint: str = "") -> FormatError:
-        return FormatError(f"offset {self.offset:#x}: {message}", where=self._where, hint=hint)
-
-
-def _read_header(reader: _Reader) -> tuple[HashAlgorithm, ...]:
+def _read_header(reader: ByteReader) -> tuple[HashAlgorithm, ...]:
     """Returns the log's algorithms, from its first event, which has the old form (one SHA-1 digest)."""
     pcr, kind = reader.number(4, "PCR index"), reader.number(4, "event type")
     reader.take(20, "SHA-1 digest")
@@ -223,7 +197,7 @@ def _read_header(reader: _Reader) -> tuple[HashAlgorithm, ...]:
     return tuple(rows)
 
 
-def _read_event(reader: _Reader, algorithms: tuple[HashAlgorithm, ...], number: int) -> Event:
+def _read_event(reader: ByteReader, algorithms: tuple[HashAlgorithm, ...], number: int) -> Event:
     """Returns the next event (TCG_PCR_EVENT2). Raises: FormatError."""
     pcr, kind, count = reader.number(4, "PCR index"), reader.number(4, "event type"), reader.number(4, "number of digests")
     if pcr >= PCR_COUNT and kind != EventType.EV_NO_ACTION:

@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
 from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 
-from ipe_build.errors import FormatError
+from ipe_build.formats.byte_reader import ByteReader
 from ipe_build.formats.tpm_event_log import ALGORITHMS, PCR_COUNT
 
 MAGIC = 0xFF544347
@@ -78,7 +78,7 @@ def parse_quote(data: bytes, where: str = "quote") -> Quote:
 
     Raises: FormatError when the magic is not a TPM's, it attests something else, or lengths do not fit.
     """
-    reader = _Reader(data, where)
+    reader = ByteReader(data, where, "big")
     magic = reader.number(4, "magic")
     if magic != MAGIC:
         raise reader.error(f"wanted the magic of what a TPM signs, {MAGIC:#x}, got {magic:#x}")
@@ -99,7 +99,7 @@ def parse_quote(data: bytes, where: str = "quote") -> Quote:
 
 def parse_signature(data: bytes, where: str = "quote signature") -> QuoteSignature:
     """Returns the signature in a TPMT_SIGNATURE (the file that `tpm2_quote --signature` writes). Raises: FormatError."""
-    reader = _Reader(data, where)
+    reader = ByteReader(data, where, "big")
     scheme = reader.number(2, "scheme")
     if scheme not in _SCHEMES:
         raise reader.error(f"wanted a signature of scheme rsassa, rsapss or ecdsa, got {scheme:#06x}")
@@ -117,7 +117,7 @@ def parse_signature(data: bytes, where: str = "quote signature") -> QuoteSignatu
 
 def parse_public(data: bytes, where: str = "attestation key") -> TpmPublic:
     """Returns the key in a TPM2B_PUBLIC (what `tpm2_createak --public` writes). Raises: FormatError."""
-    reader = _Reader(data, where)
+    reader = ByteReader(data, where, "big")
     size = reader.number(2, "size")
     if size != len(data) - 2:
         raise reader.error(f"wanted a TPM2B_PUBLIC of {len(data) - 2} bytes, it says {size}")
@@ -157,7 +157,7 @@ def is_signed_by(quote: Quote, signature: QuoteSignature, key: PublicKey) -> boo
     return True
 
 
-def _selection(reader: _Reader) -> tuple[str, tuple[int, ...]]:
+def _selection(reader: ByteReader) -> tuple[str, tuple[int, ...]]:
     """Returns a bank and its selected PCRs. Raises: FormatError."""
     number = reader.number(2, "bank")
     bank = _NAMES.get(number)
@@ -170,14 +170,14 @@ def _selection(reader: _Reader) -> tuple[str, tuple[int, ...]]:
     return bank, chosen
 
 
-def _rsa_key(reader: _Reader) -> rsa.RSAPublicKey:
+def _rsa_key(reader: ByteReader) -> rsa.RSAPublicKey:
     """Returns the RSA key that follows. Raises: FormatError, ValueError."""
     reader.number(2, "key bits")
     exponent = reader.number(4, "exponent") or _DEFAULT_EXPONENT
     return rsa.RSAPublicNumbers(exponent, int.from_bytes(reader.sized("modulus"), "big")).public_key()
 
 
-def _ecc_key(reader: _Reader) -> ec.EllipticCurvePublicKey:
+def _ecc_key(reader: ByteReader) -> ec.EllipticCurvePublicKey:
     """Returns the ECC key that follows. Raises: FormatError, ValueError."""
     number = reader.number(2, "curve")
     if reader.number(2, "key derivation") != _NULL:
@@ -187,33 +187,3 @@ def _ecc_key(reader: _Reader) -> ec.EllipticCurvePublicKey:
     if curve is None:
         raise reader.error(f"wanted P-256, P-384 or P-521, got curve {number:#06x}")
     return ec.EllipticCurvePublicNumbers(int.from_bytes(x, "big"), int.from_bytes(y, "big"), curve).public_key()
-
-
-class _Reader:
-    """Takes bytes from the front; every shortage is a FormatError that names the offset."""
-
-    def __init__(self, data: bytes, where: str) -> None:
-        self._data = data
-        self._where = where
-        self._offset = 0
-
-    def take(self, size: int, what: str) -> bytes:
-        raw = self._data[self._offset : self._offset + size]
-        if len(raw) < size:
-            raise self.error(f"wanted {size} bytes of {what}, got {len(raw)}")
-        self._offset += size
-        return raw
-
-    def number(self, size: int, what: str) -> int:
-        return int.from_bytes(self.take(size, what), "big")
-
-    def sized(self, what: str) -> bytes:
-        return self.take(self.number(2, f"size of {what}"), what)
-
-    def end(self) -> None:
-        left = len(self._data) - self._offset
-        if left:
-            raise self.error(f"{left} bytes follow its end")
-
-    def error(self, message: str) -> FormatError:
-        return FormatError(f"offset {self._offset:#x}: {message}", where=self._where)
