@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from types import FrameType
 
 
-_MAY_BE_EMPTY = frozenset({"--command-line"})
+_MAY_BE_EMPTY = frozenset({"--command-line", "--application", "--interpreter"})
 
 
 class Outcome(NamedTuple):

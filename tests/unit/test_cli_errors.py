@@ -84,9 +84,11 @@ def test_a_nonce_of_nothing_is_none(capsys) -> None:
     assert "error: --nonce: wanted hex, got ' '" in _error(capsys, *words)
 
 
-def test_an_empty_command_line_is_one(tmp_path: Path, capsys) -> None:
+def test_an_empty_command_line_is_one_and_no_interpreter_may_be_said(tmp_path: Path, capsys) -> None:
     said = _error(capsys, "audit", tmp_path / "absent", "--command-line", "")
     assert "absent: wanted an image" in said
+    said = _error(capsys, "boot", tmp_path / "absent", "--interpreter", "", "--application=")
+    assert "absent: wanted a disk image" in said
 
 
 def test_options_and_folders_of_no_name_are_no_traceback(tmp_path: Path, test_keys: KeySet, capsys, monkeypatch) -> None:
