@@ -18,6 +18,13 @@ IPE_VERITY_BLOCK_SIZE[doc] = "Data and hash block size in bytes; not above the d
 IPE_IMAGE_SSTATE ??= "1"
 IPE_IMAGE_SSTATE[doc] = "1: images with a hash tree go to sstate. 0, as in OE-core: another builder makes the root filesystem again from packages."
 
+# Without this mkfs takes a random UUID: every build that sstate does not serve would have another root hash.
+def ipe_uuid_argument(d):
+    import uuid
+    return "-U %s" % uuid.uuid5(uuid.NAMESPACE_URL, "urn:ipe-build:%s-%s" % (d.getVar("IMAGE_BASENAME"), d.getVar("MACHINE"))) if ipe_verity_types(d) else ""
+EXTRA_IMAGECMD:append:erofs = " ${@ipe_uuid_argument(d)}"
+EXTRA_IMAGECMD:append:ext4 = " ${@ipe_uuid_argument(d)}"
+
 CONVERSIONTYPES:append = " verity"
 CONVERSION_CMD:verity = "ipe_verity_image ${type}"
 CONVERSION_DEPENDS_verity = "${IPE_BUILD_DEPENDS}"

@@ -5,7 +5,7 @@
 
 inherit ipe-common
 
-IPE_KERNEL_FEATURES ??= "ipe dm-verity ${@'sealed' if d.getVar('IPE_SEALED') == '1' else 'dm-verity-signature modules'} initramfs ${IPE_ROOT_FILESYSTEM}"
+IPE_KERNEL_FEATURES ??= "ipe dm-verity ${@'sealed' if d.getVar('IPE_SEALED') == '1' else 'dm-verity-signature modules'} initramfs ${IPE_ROOT_FILESYSTEM} ${@bb.utils.contains('MACHINE_FEATURES', 'efi', 'efi', '', d) if d.getVar('TARGET_ARCH') in ('x86_64', 'aarch64') else ''}"
 IPE_KERNEL_FEATURES[doc] = "What the kernel must be able to do: `ipe-build kernel fragment --list`."
 IPE_KERNEL_PROPERTIES ??= "boot_verified ${@'dmverity_roothash' if d.getVar('IPE_SEALED') == '1' else 'dmverity_signature'}"
 IPE_KERNEL_PROPERTIES[doc] = "IPE properties that policies of this device use."

@@ -128,13 +128,14 @@ def test_slot_disk_made_by_bitbake_starts_from_firmware_knows_its_slot_and_denie
         "IMAGE_FSTYPES": "erofs erofs.verity",
         "IMAGE_CLASSES": "ipe-image ipe-disk ipe-audit ipe-evidence",
         "IPE_SLOTS": "1",
-        "IPE_BOOT_LOADER": str(SYSTEMD_BOOT),
+        "MACHINE_FEATURES": "efi",
         "IPE_INITRAMFS_DROP": " ".join(DROPPED),
         "IPE_INITRAMFS_ARGS": "--init-override",
         "IPE_EVIDENCE_ARGS": "--no-modules --no-destructive --firmware --application '/usr/lib/ipe/ipe-slot booted' "
         + " ".join(f"--dropped {name}" for name in DROPPED),
     }
     build_folder.built(("ipe-boot-policy", "do_compile"), ("ipe-boot-policy", "do_deploy"))
+    shutil.copyfile(SYSTEMD_BOOT, build_folder.deploy / "systemd-bootx64.efi")  # as systemd-boot:do_deploy names it
     trust = KernelTrust((build_folder.deploy / "ipe-boot.pol").read_bytes(), (test_keys.bundle.read_bytes(),))
     kernel = kernel_factory(trust)
     shutil.copyfile(kernel.image, build_folder.deploy / "bzImage")

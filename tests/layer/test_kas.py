@@ -69,6 +69,8 @@ def test_files_resolve_with_the_lock(project: Path, machine: str) -> None:
     assert dumped["machine"] == machine and dumped["repos"]["bitbake"]["layers"] == {"bitbake": "disabled"}
     assert 'DISTRO_FEATURES:append = " ipe"' in dumped["local_conf_header"]["ipe"]
     assert "require conf/ipe-test-keys.inc" in dumped["local_conf_header"]["ipe-test-keys"]
+    # Firmware starts the disk: OE-core's QEMU machines have no efi of their own (test_boot.py boots what it adds to the disk).
+    assert 'MACHINE_FEATURES:append = " efi"' in dumped["local_conf_header"]["machine"]
     locked = {name: one["commit"] for name, one in dumped["overrides"]["repos"].items()}
     assert set(locked) == {name for name, repo in dumped["repos"].items() if "url" in repo} == {"bitbake", "oe-core"}
     assert all(re.fullmatch("[0-9a-f]{40}", commit) for commit in locked.values())

@@ -1,11 +1,13 @@
 # The contract of OE-core's image.bbclass that ipe-image builds on: a task do_image_TYPE for each type, made of IMAGE_CMD and of the
 # CONVERSION_CMDs behind it, expanded with `type`, run in IMGDEPLOYDIR; an image that is only the way to another type is removed;
 # classes of IMAGE_CLASSES come in last. What IMAGE_INSTALL names is in the root; IMAGE_OUTPUT_MANIFEST lists what the tasks made.
+# mkfs takes a random UUID unless EXTRA_IMAGECMD names one.
 CONVERSIONTYPES = "zst"
 CONVERSION_CMD:zst = "zstd -q -f ${IMAGE_NAME}.${type}"
 IMAGE_TYPES = "erofs ext4"
-IMAGE_CMD:erofs = "mkfs.erofs -T1700000000 -U 00000000-0000-0000-0000-000000000001 ${IMGDEPLOYDIR}/${IMAGE_NAME}.erofs ${IMAGE_ROOTFS}"
-IMAGE_CMD:ext4 = "rm -f ${IMGDEPLOYDIR}/${IMAGE_NAME}.ext4; mke2fs -q -t ext4 -U 00000000-0000-0000-0000-000000000002 -E hash_seed=00000000-0000-0000-0000-000000000003 -d ${IMAGE_ROOTFS} ${IMGDEPLOYDIR}/${IMAGE_NAME}.ext4 16M"
+EXTRA_IMAGECMD = ""
+IMAGE_CMD:erofs = "mkfs.erofs -T1700000000 ${EXTRA_IMAGECMD} ${IMGDEPLOYDIR}/${IMAGE_NAME}.erofs ${IMAGE_ROOTFS}"
+IMAGE_CMD:ext4 = "rm -f ${IMGDEPLOYDIR}/${IMAGE_NAME}.ext4; mke2fs -q -t ext4 ${EXTRA_IMAGECMD} -E hash_seed=00000000-0000-0000-0000-000000000003 -d ${IMAGE_ROOTFS} ${IMGDEPLOYDIR}/${IMAGE_NAME}.ext4 16M"
 IMAGE_BASENAME = "${PN}"
 IMAGE_LINK_NAME = "${PN}-${MACHINE}"
 IMAGE_VERSION_SUFFIX = "-${DATETIME}"
