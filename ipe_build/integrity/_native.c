@@ -219,6 +219,53 @@ static PyObject *native_digest(PyObject *self, PyObject *args) {
     return bad ? refuse() : PyBytes_FromStringAndSize((const char *)digest, (Py_ssize_t)h.algorithm->digest_size);
 }
 
+static PyObject *native_digests(PyObject *self, PyObject *args) {
+    const char *name, *kernel_name;
+    PyObject *list, *result = NULL;
+    hasher h;
+    hasher_thread t;
+    if (!PyArg_ParseTuple(args, "ssO!:digests", &name, &kernel_name, &PyList_Type, &list)) return NULL;
+    if (hasher_init(&h, name, kernel_name, (const uint8_t *)"", 0, (const uint8_t *)"", 0, 512)) return refuse();
+    Py_ssize_t count = PyList_Size(list);
+    size_t size = h.algorithm->digest_size;
+    message *messages = PyMem_Malloc((size_t)(count ? count : 1) * sizeof *messages);
+    PyObject *kept = PyTuple_New(count); /* whatever becomes of the list meanwhile */
+    PyObject *out = PyBytes_FromStringAndSize(NULL, count * (Py_ssize_t)size);
+    if (!messages || !kept || !out) goto end;
+    for (Py_ssize_t i = 0; i < count; i++) {
+        PyObject *one = PyList_GetItem(list, i);
+        if (!one || !PyBytes_Check(one)) {
+            PyErr_SetString(PyExc_TypeError, "messages are bytes");
+            goto end;
+        }
+        Py_INCREF(one);
+        PyTuple_SetItem(kept, i, one);
+        messages[i].data = (const uint8_t *)PyBytes_AsString(one);
+        messages[i].size = (size_t)PyBytes_Size(one);
+        messages[i].out = (uint8_t *)PyBytes_AsString(out) + (size_t)i * size;
+    }
+    if (hasher_thread_init(&h, &t)) {
+        refuse();
+        goto end;
+    }
+    PyThreadState *saved = PyEval_SaveThread();
+    int bad = hasher_messages(&h, &t, messages, (size_t)count);
+    hasher_thread_end(&h, &t);
+    PyEval_RestoreThread(saved);
+    if (bad) {
+        refuse();
+    } else {
+        result = out;
+        out = NULL;
+    }
+end:
+    if (!messages && !PyErr_Occurred()) PyErr_NoMemory();
+    PyMem_Free(messages);
+    Py_XDECREF(kept);
+    Py_XDECREF(out);
+    return result;
+}
+
 /* --- The ceiling that the benchmark measures against: hashing the same megabyte in the cache, no file at all. --------------------- */
 
 typedef struct {
@@ -278,6 +325,7 @@ static PyMethodDef methods[] = {
     {"level", native_level, METH_VARARGS, "level(...): hash a level of a tree; (status, errno, offset)"},
     {"measure", native_measure, METH_VARARGS, "measure(...): fs-verity digests of many files; one record a file"},
     {"digest", native_digest, METH_VARARGS, "digest(algorithm, message): the digest of one message in memory"},
+    {"digests", native_digests, METH_VARARGS, "digests(algorithm, kernel, messages): their digests, one after the other"},
     {"fec", native_fec, METH_VARARGS, "fec(...): write Reed-Solomon parity; (status, errno, offset)"},
     {"spin", native_spin, METH_VARARGS, "spin(...): hash memory in the cache; bytes hashed"},
     {NULL, NULL, 0, NULL},

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import lru_cache
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, NamedTuple
@@ -63,6 +64,10 @@ class Report(NamedTuple):
     errno: int
     offset: int
 
+
+_LANES_FROM_MESSAGES = 4
+_LANES_UP_TO_BYTES = 1 << 20
+"""Fewer messages than this, and longer ones, are hashed one by one: lanes that have nothing to do cost as much as those that have."""
 
 STATUS_OK = 0
 STATUS_READ = 1
@@ -156,6 +161,36 @@ def digest_message(algorithm: HashAlgorithm, message: bytes) -> bytes:
     from ipe_build.integrity.hashes import constructor
 
     return constructor(algorithm)(message).digest()
+
+
+def digest_messages(name: str, messages: Sequence[bytes]) -> list[bytes]:
+    """Returns the digest of each message, by an algorithm of the kernel's name that hashlib knows too.
+
+    The extension hashes several at once, each in a lane of a vector: four times OpenSSL's rate for SHA-384 where there is AVX-512. One that
+    is much longer than the others would keep the other lanes waiting.
+    """
+    import hashlib
+
+    by_lanes = [number for number, message in enumerate(messages) if len(message) <= _LANES_UP_TO_BYTES]
+    kernel = _message_kernel(name) if len(by_lanes) >= _LANES_FROM_MESSAGES else ""
+    extension = native()
+    if extension is None or not kernel:
+        return [hashlib.new(name, message).digest() for message in messages]
+    found = [b"" if len(message) <= _LANES_UP_TO_BYTES else hashlib.new(name, message).digest() for message in messages]
+    by_lanes.sort(key=lambda number: len(messages[number]), reverse=True)
+    digests: bytes = extension.digests(name, kernel, [messages[number] for number in by_lanes])
+    size = len(digests) // len(by_lanes)
+    for place, number in enumerate(by_lanes):
+        found[number] = digests[place * size : (place + 1) * size]
+    return found
+
+
+@lru_cache(maxsize=16)
+def _message_kernel(name: str) -> str:
+    """Returns the extension's fastest implementation of several lanes, or an empty string when there is none here."""
+    extension = native()
+    best: str = extension.best(name) if extension is not None else ""
+    return "" if best == "openssl" else best
 
 
 def _run(job: LevelJob, kernel: Kernel, progress: Progress, bitmap: bytearray | None) -> Report:

@@ -84,6 +84,15 @@ int hasher_many(const hasher *h, hasher_thread *t, const uint8_t *const *blocks,
 /* Writes the digest of a message alone (no prefix, no suffix). */
 int hasher_message(const hasher *h, hasher_thread *t, const uint8_t *data, size_t size, uint8_t *out);
 
+typedef struct {
+    const uint8_t *data;
+    size_t size;
+    uint8_t *out;
+} message;
+
+/* Writes the digests of messages of any sizes (no prefix, no suffix), a message a lane; the longest should come first. 0, or -1. */
+int hasher_messages(const hasher *h, hasher_thread *t, const message *messages, size_t count);
+
 /* openssl.c: libcrypto, loaded when first used. */
 int openssl_able(const char *name);
 int openssl_thread_init(const hasher *h, hasher_thread *t);

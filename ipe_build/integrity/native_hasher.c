@@ -231,3 +231,84 @@ int hasher_message(const hasher *h, hasher_thread *t, const uint8_t *data, size_
     put_digest(h, &state, out);
     return 0;
 }
+
+/* A message in a lane: what is left of it, then of its padded end. */
+typedef struct {
+    const uint8_t *at;
+    size_t blocks;
+    const uint8_t *data;
+    size_t size;
+    uint8_t *out; /* NULL: the lane is empty */
+    int ending;
+    uint8_t tail[2 * MAX_INPUT_BLOCK];
+} lane_message;
+
+static void lane_load(const hasher *h, lane_message *lane, chain *state, const message *m) {
+    lane->at = lane->data = m->data;
+    lane->size = m->size;
+    lane->blocks = m->size / h->input_block;
+    lane->out = m->out;
+    lane->ending = 0;
+    iv(h, state);
+}
+
+/* Takes a lane whose blocks are used up to its end, or writes its digest. Returns whether the lane is free. */
+static int lane_turn(const hasher *h, lane_message *lane, const chain *state) {
+    if (lane->ending) {
+        put_digest(h, state, lane->out);
+        lane->out = NULL;
+        return 1;
+    }
+    size_t rest = lane->size % h->input_block;
+    memcpy(lane->tail, lane->data + lane->size - rest, rest);
+    lane->blocks = pad(lane->tail, rest, h->input_block, lane->size) / h->input_block;
+    lane->at = lane->tail;
+    lane->ending = 1;
+    return 0;
+}
+
+int hasher_messages(const hasher *h, hasher_thread *t, const message *messages, size_t count) {
+    if (!h->kernel) {
+        for (size_t i = 0; i < count; i++)
+            if (openssl_message(h, t, messages[i].data, messages[i].size, messages[i].out)) return -1;
+        return 0;
+    }
+    const kernel *k = h->kernel;
+    lane_message lanes[MAX_LANES];
+    chain states[MAX_LANES];
+    size_t next = 0, busy = 0;
+    memset(states, 0, sizeof states);
+    for (unsigned l = 0; l < k->lanes; l++) lanes[l].out = NULL;
+    for (;;) {
+        const uint8_t *at[MAX_LANES], *some = NULL;
+        size_t step = SIZE_MAX;
+        for (unsigned l = 0; l < k->lanes; l++) {
+            lane_message *lane = &lanes[l];
+            while (!lane->out || !lane->blocks) {
+                if (lane->out && !lane_turn(h, lane, &states[l])) break;
+                if (next == count) break;
+                lane_load(h, lane, &states[l], &messages[next++]);
+            }
+            if (!lane->out) continue;
+            if (lane->blocks < step) step = lane->blocks;
+            some = lane->at;
+        }
+        if (!some) return 0;
+        busy = 0;
+        for (unsigned l = 0; l < k->lanes; l++) {
+            at[l] = lanes[l].out ? lanes[l].at : some; /* an empty lane computes what nobody wants */
+            busy += lanes[l].out != NULL;
+        }
+        if (h->rest && busy <= k->lanes / 8) {
+            for (unsigned l = 0; l < k->lanes; l++)
+                if (lanes[l].out) one_lane(h->rest, &states[l], at[l], step);
+        } else {
+            k->many(states, at, step, 0);
+        }
+        for (unsigned l = 0; l < k->lanes; l++) {
+            if (!lanes[l].out) continue;
+            lanes[l].at += step * h->input_block;
+            lanes[l].blocks -= step;
+        }
+    }
+}

@@ -18,13 +18,16 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from ipe_build.errors import InputError, SignaturePendingError, ToolFailedError
 from ipe_build.formats.module_signature import signature_trailer, strip_signatures
+from ipe_build.integrity.engine import digest_messages
 from ipe_build.kernel.module_compression import Compression, find_compression, unpack
-from ipe_build.signing.profiles import PROFILES, payload_signer
+from ipe_build.signing.loading import algorithm_for
+from ipe_build.signing.profiles import PROFILES, digest_signer, payload_signer
 from ipe_build.signing.signer import Signer
 from ipe_build.signing.target import ANY_KERNEL, KernelTarget
 
@@ -32,6 +35,8 @@ if TYPE_CHECKING:
     from ipe_build.host import Host
 
 _CHUNK = 16
+_BATCH_BYTES = 8 << 20
+"""As much as a worker holds of modules that wait for their signatures."""
 _WORKERS_A_PROCESSOR = 3
 _PROFILE = PROFILES["module"]
 _PR_SET_PDEATHSIG = 1
@@ -58,16 +63,29 @@ def sign_module(
 
     Raises: FormatError, SigningKeyError.
     """
-    return b"".join(_signed_parts(data, payload_signer(_PROFILE, signer, digest_name, target), compression, where))
+    payload, found = _payload(data, where)
+    return b"".join(_parts(payload, payload_signer(_PROFILE, signer, digest_name, target)(payload), compression or found))
 
 
-def _signed_parts(data: bytes, sign: Callable[[bytes], bytes], compression: Compression | None, where: str) -> tuple[bytes, ...]:
-    """Returns the same in parts, to be written one after the other: a plain module is not copied for its signature."""
+def _payload(data: bytes, where: str) -> tuple[bytes, Compression]:
+    """Returns what is signed of a module's file, and how the file was compressed. Raises: FormatError."""
     unpacked, found = unpack(data, where)
-    payload = strip_signatures(unpacked, where)
-    parts = payload, signature_trailer(sign(payload))
-    wanted = compression or found
-    return (wanted.compress(b"".join(parts)),) if wanted.suffix else parts
+    return strip_signatures(unpacked, where), found
+
+
+def _parts(payload: bytes, signature: bytes, compression: Compression) -> tuple[bytes, ...]:
+    """Returns a signed module's file in parts, to be written one after the other: a plain module is not copied for its signature."""
+    parts = payload, signature_trailer(signature)
+    return (compression.compress(b"".join(parts)),) if compression.suffix else parts
+
+
+class _Module(NamedTuple):
+    """A module that was read: its file and permissions, what is signed of it, how the file is compressed."""
+
+    source: Path
+    mode: int
+    payload: bytes
+    compression: Compression
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +94,8 @@ class _Work:
 
     host: Host
     payload_signer: Callable[[bytes], bytes]
+    digest_signer: Callable[[bytes], bytes] | None
+    digest_name: str
     compression: Compression | None
     out: Path | None
     root: Path | None
@@ -88,24 +108,41 @@ class _Work:
         stem = target.name[: target.name.rindex(".ko")] if ".ko" in target.name else target.name
         return target.with_name(f"{stem}.ko{self.compression.suffix}")
 
-    def try_sign(self, source: Path) -> bool:
-        """Signs one module; False when its signature is still to come: the request for it is then written down."""
+    def load(self, source: Path) -> _Module:
+        """Returns one module as it is. Raises: FormatError, OSError."""
+        data, mode = _read(str(source))
+        return _Module(source, mode, *_payload(data, str(source)))
+
+    def signatures(self, modules: Sequence[_Module]) -> list[Callable[[], bytes]]:
+        """Returns for each module what makes its signature: they are hashed together where the key signs digests."""
+        sign, sign_digest = self.payload_signer, self.digest_signer
+        if sign_digest is None:
+            return [partial(sign, module.payload) for module in modules]
+        for module in modules:
+            _PROFILE.check(module.payload)
+        return [partial(sign_digest, digest) for digest in digest_messages(self.digest_name, [module.payload for module in modules])]
+
+    def sign(self, module: _Module, signature: Callable[[], bytes]) -> bool:
+        """Signs one module; False when its signature is still to come: the request for it is then written down.
+
+        The file that was there is replaced whole, or left as it is; its permissions are kept.
+        """
         try:
-            self.sign(source)
+            parts = _parts(module.payload, signature(), self.compression or module.compression)
         except SignaturePendingError:
             return False
-        return True
-
-    def sign(self, source: Path) -> None:
-        """Signs one module. The file that was there is replaced whole, or left as it is; its permissions are kept."""
-        data, mode = _read(str(source))
-        parts = _signed_parts(data, self.payload_signer, self.compression, str(source))
-        target = self.target(source)
+        target = self.target(module.source)
         if self.out is not None:
             target.parent.mkdir(parents=True, exist_ok=True)
-        self.host.write_small(target, parts, mode=mode)
-        if self.out is None and target != source:
-            source.unlink()
+        self.host.write_small(target, parts, mode=module.mode)
+        if self.out is None and target != module.source:
+            module.source.unlink()
+        return True
+
+    def sign_alone(self, source: Path) -> bool:
+        """Signs one module; see `sign`."""
+        module = self.load(source)
+        return self.sign(module, *self.signatures([module]))
 
 
 def _read(path: str) -> tuple[bytes, int]:
@@ -145,9 +182,11 @@ def sign_modules(
     Raises: FormatError, InputError, SigningKeyError, OutputError, ToolFailedError; SignaturePendingError when all were asked for.
     """
     sign = payload_signer(_PROFILE, signer, digest_name, target)
-    work = _Work(host, sign, find_compression(compression) if compression else None, out, root)
+    by_digest = digest_signer(_PROFILE, signer, digest_name, target)
+    hashing = digest_name or algorithm_for(signer.certificate).digests[0]
+    work = _Work(host, sign, by_digest, hashing, find_compression(compression) if compression else None, out, root)
     targets = _targets(files, work)
-    sizes, started = [path.stat().st_size for path in files], time.monotonic()
+    sizes, started = [os.stat(path).st_size for path in files], time.monotonic()  # noqa: PTH116 - thousands of them
     total, done = sum(sizes), 0
     workers = min(jobs or host.jobs * _WORKERS_A_PROCESSOR, -(-len(files) // _CHUNK)) if signer.survives_fork else 1
     waiting = 0
@@ -176,7 +215,7 @@ def _targets(files: Sequence[Path], work: _Work) -> list[Path]:
 def _in_process(files: Sequence[Path], work: _Work) -> Iterator[tuple[int, list[bool]]]:
     """Yields the number of each module, one by one, and whether it was signed (or its signature is still to come)."""
     for number, path in enumerate(files):
-        yield number, [work.try_sign(path)]
+        yield number, [work.sign_alone(path)]
 
 
 def _in_workers(files: Sequence[Path], work: _Work, workers: int) -> Iterator[tuple[int, list[bool]]]:
@@ -185,12 +224,14 @@ def _in_workers(files: Sequence[Path], work: _Work, workers: int) -> Iterator[tu
     The first module is signed here: workers inherit what is made once (the message around a signature, parsers), and a key that
     does not sign at all says so before there are workers.
     """
-    yield 0, [work.try_sign(files[0])]
+    yield 0, [work.sign_alone(files[0])]
     _inherited.append((work, files))
     gc.freeze()  # what workers inherit is shared with them as long as nobody writes to it
     pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("fork"), initializer=_begin, initargs=(os.getpid(),))
     try:
-        chunks = {pool.submit(_sign_chunk, start): start for start in range(1, len(files), _CHUNK)}
+        starts = range(1, len(files), _CHUNK)
+        apart = -(-len(starts) // workers)  # workers that write to the same folder would wait for each other
+        chunks = {pool.submit(_sign_chunk, start): start for first in range(apart) for start in starts[first::apart]}
         for chunk in as_completed(chunks):
             yield chunks[chunk], chunk.result()
     except BaseException as error:
@@ -210,6 +251,7 @@ def _begin(parent: int) -> None:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGUSR1, lambda _number, _frame: _worker.leave())
+    gc.disable()  # a worker ends before there is garbage worth the search
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGUSR1, 0, 0, 0)
     if os.getppid() != parent:  # it was killed before that
         _worker.leave()
@@ -227,11 +269,11 @@ class _Worker:
         if not self.signing:
             os._exit(1)
 
-    def sign(self, work: _Work, source: Path) -> bool:
-        """Signs one module; see `_Work.try_sign`."""
+    def sign(self, work: _Work, module: _Module, signature: Callable[[], bytes]) -> bool:
+        """Signs one module; see `_Work.sign`."""
         self.signing = True
         try:
-            return work.try_sign(source)
+            return work.sign(module, signature)
         finally:
             self.signing = False
             if self.orphaned:
@@ -244,4 +286,16 @@ _worker = _Worker()
 def _sign_chunk(start: int) -> list[bool]:
     """Signs the modules of the chunk that begins with number `start`, in a worker."""
     work, files = _inherited[-1]
-    return [_worker.sign(work, path) for path in files[start : start + _CHUNK]]
+    signed: list[bool] = []
+    batch: list[_Module] = []
+    for path in files[start : start + _CHUNK]:
+        batch.append(work.load(path))
+        if sum(len(module.payload) for module in batch) > _BATCH_BYTES:
+            signed += _sign_batch(work, batch)
+            batch.clear()
+    return signed + _sign_batch(work, batch)
+
+
+def _sign_batch(work: _Work, modules: Sequence[_Module]) -> list[bool]:
+    """Signs modules that were read."""
+    return [_worker.sign(work, module, signature) for module, signature in zip(modules, work.signatures(modules), strict=True)]

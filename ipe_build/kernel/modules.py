@@ -74,18 +74,18 @@ def find_modules(places: Iterable[Path]) -> tuple[Path, ...]:
 
     Raises: InputError when a place does not exist, or a folder holds no module; OSError when a folder cannot be read.
     """
-    found: list[Path] = []
+    found: list[str] = []
     for place in places:
         if place.is_dir():
             inside = sorted(_below(str(place)), key=lambda path: path.split("/"))
             if not inside:
                 raise InputError("holds no kernel modules", where=str(place), hint="modules end in .ko, .ko.gz, .ko.xz or .ko.zst")
-            found.extend(map(Path, inside))
+            found.extend(inside)
         elif place.is_file():
-            found.append(place)
+            found.append(str(place))
         else:
             raise InputError("is neither a file nor a folder", where=str(place))
-    return tuple(dict.fromkeys(found))
+    return tuple(map(Path, dict.fromkeys(found)))
 
 
 def _below(folder: str) -> Iterator[str]:

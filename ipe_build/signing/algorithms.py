@@ -12,6 +12,7 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, padding, rsa
 from cryptography.hazmat.primitives.asymmetric.types import CertificateIssuerPrivateKeyTypes, PrivateKeyTypes, PublicKeyTypes
+from cryptography.hazmat.primitives.asymmetric.utils import Prehashed
 
 try:
     from cryptography.hazmat.primitives.asymmetric import mldsa
@@ -39,7 +40,8 @@ class Algorithm:
 
     `identifiers`: the CMS signature algorithm for each digest that may be used. `first_kernel` is the first mainline release whose
     PKCS#7 parser takes it, None when none does; `symbols` are the Kconfig symbols that the kernel then needs.
-    `prehashed`: the signature is over a digest, so a digest is enough to sign; `deterministic`: the same inputs give the same bytes.
+    `prehashed`: the signature is over a digest, so a digest is enough to sign, and `sign_digest` does; `deterministic`: the same inputs
+    give the same bytes.
     """
 
     name: str
@@ -53,6 +55,7 @@ class Algorithm:
     symbols: tuple[str, ...]
     prehashed: bool = True
     deterministic: bool = True
+    sign_digest: Callable[[PrivateKeyTypes, bytes, str], bytes] | None = None
 
     @property
     def digests(self) -> tuple[str, ...]:
@@ -73,6 +76,12 @@ def _rsa_sign(key: PrivateKeyTypes, message: bytes, digest_name: str) -> bytes:
     return key.sign(message, padding.PKCS1v15(), HASHES[digest_name])
 
 
+def _rsa_sign_digest(key: PrivateKeyTypes, digest: bytes, digest_name: str) -> bytes:
+    """Returns the signature that `_rsa_sign` gives for the message with this digest."""
+    assert isinstance(key, rsa.RSAPrivateKey)
+    return key.sign(digest, padding.PKCS1v15(), Prehashed(HASHES[digest_name]))
+
+
 def _rsa_verify(key: PublicKeyTypes, signature: bytes, message: bytes, digest_name: str) -> None:
     assert isinstance(key, rsa.RSAPublicKey)
     key.verify(signature, message, padding.PKCS1v15(), HASHES[digest_name])
@@ -82,6 +91,12 @@ def _ecdsa_sign(key: PrivateKeyTypes, message: bytes, digest_name: str) -> bytes
     """Returns a DER ECDSA signature with the nonce of RFC 6979, so that the same inputs give the same bytes."""
     assert isinstance(key, ec.EllipticCurvePrivateKey)
     return key.sign(message, ec.ECDSA(HASHES[digest_name], deterministic_signing=True))
+
+
+def _ecdsa_sign_digest(key: PrivateKeyTypes, digest: bytes, digest_name: str) -> bytes:
+    """Returns the signature that `_ecdsa_sign` gives for the message with this digest."""
+    assert isinstance(key, ec.EllipticCurvePrivateKey)
+    return key.sign(digest, ec.ECDSA(Prehashed(HASHES[digest_name]), deterministic_signing=True))
 
 
 def _ecdsa_verify(key: PublicKeyTypes, signature: bytes, message: bytes, digest_name: str) -> None:
@@ -161,6 +176,7 @@ ALGORITHMS: tuple[Algorithm, ...] = (
         fits=lambda key: isinstance(key, rsa.RSAPublicKey),
         identifiers=tuple((name, _RSA_ID) for name in HASHES),
         sign=_rsa_sign,
+        sign_digest=_rsa_sign_digest,
         verify=_rsa_verify,
         certificate_hash=hashes.SHA256(),
         first_kernel=(3, 7),
@@ -172,6 +188,7 @@ ALGORITHMS: tuple[Algorithm, ...] = (
         fits=_is_curve(ec.SECP256R1),
         identifiers=tuple(_ECDSA_IDS.items()),
         sign=_ecdsa_sign,
+        sign_digest=_ecdsa_sign_digest,
         verify=_ecdsa_verify,
         certificate_hash=hashes.SHA256(),
         first_kernel=(5, 13),
@@ -183,6 +200,7 @@ ALGORITHMS: tuple[Algorithm, ...] = (
         fits=_is_curve(ec.SECP384R1),
         identifiers=tuple((name, _ECDSA_IDS[name]) for name in ("sha384", "sha512", "sha256")),
         sign=_ecdsa_sign,
+        sign_digest=_ecdsa_sign_digest,
         verify=_ecdsa_verify,
         certificate_hash=hashes.SHA384(),
         first_kernel=(5, 13),

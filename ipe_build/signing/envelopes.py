@@ -26,7 +26,7 @@ from ipe_build.formats.cms import (
 )
 from ipe_build.signing.algorithms import HASHES
 from ipe_build.signing.loading import algorithm_for
-from ipe_build.signing.signer import Signer
+from ipe_build.signing.signer import DigestSigner, Signer
 
 _CONTENT_TYPE, _MESSAGE_DIGEST, _SIGNING_TIME = "1.2.840.113549.1.9.3", "1.2.840.113549.1.9.4", "1.2.840.113549.1.9.5"
 _ONCE = (_CONTENT_TYPE, _MESSAGE_DIGEST, _SIGNING_TIME)
@@ -85,13 +85,22 @@ class CmsEnvelope:
 
     def sealer(self, signer: Signer, digest_name: str) -> Callable[[bytes], bytes]:
         """Returns `seal` for many payloads: what does not depend on the payload is made once. Raises: SigningKeyError, as `seal`."""
+        return self._sealer(signer, digest_name, lambda payload: signer.sign(payload, digest_name))
+
+    def digest_sealer(self, signer: DigestSigner, digest_name: str) -> Callable[[bytes], bytes]:
+        """Returns what makes the same message from a payload's digest; never for an attached one, which holds the payload itself."""
+        assert not self.attached
+        return self._sealer(signer, digest_name, lambda digest: signer.sign_digest(digest, digest_name))
+
+    def _sealer(self, signer: Signer, digest_name: str, sign: Callable[[bytes], bytes]) -> Callable[[bytes], bytes]:
+        """Returns what puts around `sign`'s raw signature what belongs there."""
         identifier = algorithm_for(signer.certificate).identifier(digest_name)
         certificate = signer.certificate.public_bytes(Encoding.DER)
         carried = certificate if self.certificates else b""
         heads: dict[int, bytes] = {}
 
         def seal(payload: bytes) -> bytes:
-            raw = signer.sign(payload, digest_name)
+            raw = sign(payload)
             if self.attached:
                 return _head(self.layout, payload, carried, certificate, digest_name, identifier, len(raw)) + raw
             head = heads.get(len(raw))

@@ -17,7 +17,7 @@ from ipe_build.signing.authenticode import AuthenticodeEnvelope, check_efi_image
 from ipe_build.signing.envelopes import CmsEnvelope, Envelope
 from ipe_build.signing.ima import ImaEnvelope, check_evm_payload, check_file_content
 from ipe_build.signing.loading import algorithm_for
-from ipe_build.signing.signer import Signer
+from ipe_build.signing.signer import DigestSigner, Signer
 from ipe_build.signing.target import ANY_KERNEL, KernelTarget, require
 
 _HEX = frozenset(b"0123456789abcdef")
@@ -72,6 +72,23 @@ def payload_signer(
         return seal(payload)
 
     return sign
+
+
+def digest_signer(
+    profile: Profile, signer: Signer, digest_name: str | None = None, target: KernelTarget = ANY_KERNEL
+) -> Callable[[bytes], bytes] | None:
+    """Returns `payload_signer` for payloads given as their digests, which the caller made and checked; None when key or envelope need more.
+
+    Raises: SigningKeyError.
+    """
+    algorithm, envelope = algorithm_for(signer.certificate), profile.envelope
+    if not isinstance(envelope, CmsEnvelope) or envelope.attached:
+        return None
+    if algorithm.sign_digest is None or not isinstance(signer, DigestSigner):
+        return None
+    digest = digest_name or algorithm.digests[0]
+    require(algorithm, digest, target)
+    return envelope.digest_sealer(signer, digest)
 
 
 def _check_policy(payload: bytes) -> None:

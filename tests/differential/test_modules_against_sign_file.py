@@ -175,6 +175,19 @@ def test_parallel_workers_give_the_same_bytes_as_one_process(unsigned_module: by
     assert all(data.endswith(MARKER) for data in _digests(tmp_path / "many").values())
 
 
+def test_modules_that_workers_hash_together_are_those_that_sign_file_signs(
+    unsigned_module: bytes, test_keys: KeySet, host: Host, tmp_path: Path, sign_file: Path
+) -> None:
+    modules = {f"m{number:02}.ko": unsigned_module + bytes(number * 997) for number in range(40)}
+    modules["m07.ko"] += bytes(9 << 20)  # more than a worker holds at once
+    modules["m11.ko"] += bytes(2 << 20)  # more than goes into a lane
+    for name, data in modules.items():
+        (tmp_path / name).write_bytes(data)
+    sign_modules(find_modules([tmp_path]), test_keys.pair("module").signer(host), host, digest_name="sha384", jobs=2)
+    for name in ("m00.ko", "m01.ko", "m07.ko", "m08.ko", "m11.ko", "m39.ko"):
+        assert (tmp_path / name).read_bytes() == _by_sign_file(modules[name], test_keys, host, sign_file, tmp_path, "sha384"), name
+
+
 @pytest.mark.parametrize("jobs", [1, 2])
 def test_damaged_module_stops_signing_and_leaves_every_file_whole(
     jobs: int, unsigned_module: bytes, test_keys: KeySet, host: Host, tmp_path: Path, trusted

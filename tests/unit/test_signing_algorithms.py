@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 import pytest
@@ -14,8 +15,9 @@ from ipe_build.host import Host
 from ipe_build.signing.algorithms import ALGORITHMS, KEY_MAKERS, algorithm_of
 from ipe_build.signing.certificates import KeySet, create_keys
 from ipe_build.signing.loading import load_certificates, public_key_of
-from ipe_build.signing.profiles import PROFILES, sign_payload
-from ipe_build.signing.target import parse_version, read_target, why_refused
+from ipe_build.signing.profiles import PROFILES, digest_signer, sign_payload
+from ipe_build.signing.signer import DigestSigner
+from ipe_build.signing.target import KernelTarget, parse_version, read_target, why_refused
 from ipe_build.signing.verify import verify_signature
 from tests.fixtures.keys import NOT_BEFORE
 
@@ -190,3 +192,29 @@ def test_ed25519_is_refused_because_no_kernel_takes_it(host: Host, tmp_path: Pat
 def test_digest_that_does_not_go_with_a_key_is_refused(keys: dict[str, KeySet], host: Host) -> None:
     with pytest.raises(SigningKeyError, match="does not go with a ml-dsa-65 key"):
         sign_payload(PROFILES["ipe-policy"], POLICY, keys["mldsa65"].pair("policy").signer(host), "sha256")
+
+
+@pytest.mark.parametrize("digest_name", ["sha256", "sha384", "sha512"])
+@pytest.mark.parametrize("kind", ["rsa2048", "p256", "p384"])
+def test_module_signed_by_its_digest_has_the_bytes_of_one_signed_whole(
+    kind: str, digest_name: str, keys: dict[str, KeySet], test_keys: KeySet, host: Host
+) -> None:
+    signer = (keys.get(kind) or test_keys).pair("module").signer(host)
+    payload = b"\x7fELF module"
+    by_digest = digest_signer(PROFILES["module"], signer, digest_name)
+    assert by_digest is not None
+    assert by_digest(hashlib.new(digest_name, payload).digest()) == sign_payload(PROFILES["module"], payload, signer, digest_name)
+
+
+def test_keys_that_sign_messages_and_envelopes_that_hold_them_are_not_asked_to_sign_digests(keys: dict[str, KeySet], host: Host) -> None:
+    mldsa = keys["mldsa44"].pair("module").signer(host)
+    assert digest_signer(PROFILES["module"], mldsa) is None
+    assert isinstance(mldsa, DigestSigner)
+    with pytest.raises(SigningKeyError, match="messages, not their digests"):
+        mldsa.sign_digest(bytes(64), "sha512")
+    assert digest_signer(PROFILES["ipe-policy"], keys["p384"].pair("policy").signer(host)) is None
+
+
+def test_kernel_that_cannot_check_a_signature_refuses_it_by_digest_too(keys: dict[str, KeySet], host: Host) -> None:
+    with pytest.raises(SigningKeyError, match=r"5\.13"):
+        digest_signer(PROFILES["module"], keys["p384"].pair("module").signer(host), target=KernelTarget(version=(5, 10)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from pathlib import Path
 
@@ -120,3 +121,35 @@ def test_a_kernel_that_is_not_here_is_refused_by_name(host: Host) -> None:
 
 def test_the_extension_is_built_where_a_compiler_is(need: object) -> None:
     assert engine.native() is not None, "the C extension was not built: see the output of pip install -v"
+
+
+_EDGES = [0, 1, 55, 56, 63, 64, 65, 111, 112, 119, 120, 127, 128, 129, 4096, 9000]
+_NATIVE = [case for case in _CASES if case[1] != "python"]
+
+
+@pytest.mark.parametrize(("name", "kernel"), _NATIVE)
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.sampled_from(_EDGES), max_size=40))
+def test_messages_of_any_sizes_hashed_together_have_the_digests_that_each_has_alone(name: str, kernel: str, sizes: list[int]) -> None:
+    extension = engine.native()
+    assert extension is not None
+    messages = [noise(size + number)[number:] for number, size in enumerate(sizes)]
+    make = constructor(find_hash(name))
+    assert extension.digests(name, kernel, messages) == b"".join(make(message).digest() for message in messages)
+
+
+@pytest.mark.parametrize("name", ["sha256", "sha384", "sha512"])
+@pytest.mark.parametrize("count", [0, 1, 3, 4, 17])
+def test_digests_come_in_the_order_of_the_messages_long_ones_too(name: str, count: int) -> None:
+    messages = [noise(1000 * (number * 7 % 5) + number + (2 << 20) * (number % 6 == 2)) for number in range(count)]
+    assert engine.digest_messages(name, messages) == [hashlib.new(name, message).digest() for message in messages]
+
+
+def test_messages_that_are_not_bytes_and_kernels_that_are_not_there_are_refused() -> None:
+    extension = engine.native()
+    if extension is None:
+        pytest.skip("the package was installed without its extension")
+    with pytest.raises(TypeError, match="bytes"):
+        extension.digests("sha256", "", [b"a", "b"])
+    with pytest.raises(ValueError, match="kernel"):
+        extension.digests("sha256", "no such", [b"a"])

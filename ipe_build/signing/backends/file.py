@@ -42,6 +42,13 @@ class FileSigner:
         self._algorithm.identifier(digest_name)
         return self._algorithm.sign(self._key, message, digest_name)
 
+    def sign_digest(self, digest: bytes, digest_name: str) -> bytes:
+        """Returns the raw signature over the message with this digest; see `DigestSigner.sign_digest`."""
+        self._algorithm.identifier(digest_name)
+        if self._algorithm.sign_digest is None:
+            raise SigningKeyError(f"a key of {self._algorithm.name} signs messages, not their digests")
+        return self._algorithm.sign_digest(self._key, digest, digest_name)
+
     def __repr__(self) -> str:
         """Returns the subject only: nothing of the key may get into a log."""
         return f"FileSigner({self._certificate.subject.rfc4514_string()!r})"
