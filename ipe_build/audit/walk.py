@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from ipe_build.audit.command_line import word_of, words_of
 from ipe_build.audit.facts import ImageFacts
 from ipe_build.audit.findings import Answer
+from ipe_build.audit.hidden import boot_config
 from ipe_build.audit.sealed import enabled_in
 from ipe_build.formats.command_line import kernel_bool
 from ipe_build.policy.evaluate import decide
@@ -93,6 +94,8 @@ def enforcing(facts: ImageFacts) -> Step:
     active = ipe_active(facts)
     if active.goes_on is not Answer.YES:
         return active
+    if added := boot_config(facts):
+        return unforeseen(f"the words of a boot configuration {added} may switch enforcement off")
     return ends("the command line switches enforcement off") if switched_off(facts) else ON
 
 

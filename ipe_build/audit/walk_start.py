@@ -12,6 +12,7 @@ from ipe_build.audit.checks_initramfs import RD_SYMBOLS
 from ipe_build.audit.command_line import word_of
 from ipe_build.audit.facts import EntryKind, ImageFacts
 from ipe_build.audit.findings import Answer
+from ipe_build.audit.hidden import boot_config, own_initramfs
 from ipe_build.audit.policies import boot_policy_in
 from ipe_build.formats.partition_types import EFI_SYSTEM, PARTITION_TYPES
 from ipe_build.policy.properties import Operation
@@ -67,7 +68,8 @@ def loader(facts: ImageFacts, host: Host) -> Step:
 def kernel_unpacks(facts: ImageFacts, host: Host) -> Step:
     """The kernel unpacks itself."""
     if facts.kernel is not None:
-        return ON
+        added = boot_config(facts)
+        return unforeseen(f"the words of a boot configuration {added} are not read") if added else ON
     reason = next((why for part, why in facts.unreadable.items() if part.startswith("kernel")), "the kernel could not be read")
     return ends(reason) if "damaged" in reason else unforeseen(reason)
 
@@ -75,6 +77,8 @@ def kernel_unpacks(facts: ImageFacts, host: Host) -> Step:
 def initramfs_starts(facts: ImageFacts, host: Host) -> Step:
     """The kernel unpacks the initramfs and starts its first program."""
     archive = facts.archive
+    if own_initramfs(facts):
+        return unforeseen("the kernel has an initramfs of its own (CONFIG_INITRAMFS_SOURCE), which is not read")
     if archive is None:
         return (
             unforeseen("there is no initramfs; how the kernel mounts root= by itself is not foreseen")

@@ -12,6 +12,7 @@ import stat
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from ipe_build.formats.boot_config import split_boot_config
 from ipe_build.formats.cpio import HEADER_BYTES, MAGIC, MAGIC_CHECKED, PATH_MAX, TRAILER, CpioEntry, skip_zeros
 from ipe_build.formats.kernel_compression import COMPRESSIONS, KernelCompression, unpack_stream
 
@@ -36,7 +37,8 @@ class Part:
 class Initramfs:
     """What lies in the root after unpacking, sorted by path. `error` is what the kernel stops at ("" when it reads it to its end).
 
-    `incomplete` are members whose content is cut short, `replaced` paths that came more than once, the last one counting.
+    `incomplete` are members whose content is cut short, `replaced` paths that came more than once, the last one counting. `boot_config`
+    is the text behind the archives that the kernel cuts off first.
     """
 
     entries: tuple[CpioEntry, ...]
@@ -44,6 +46,7 @@ class Initramfs:
     error: str
     incomplete: tuple[str, ...] = ()
     replaced: tuple[str, ...] = ()
+    boot_config: bytes | None = None
 
     def find(self, path: str) -> CpioEntry | None:
         """Returns the member at a path without a slash in front."""
@@ -57,14 +60,15 @@ def unpack_initramfs(data: bytes, *, max_bytes: int = MAX_UNPACKED_BYTES) -> Ini
     """
     root = _Root()
     parts: list[Part] = []
+    end, boot_config = split_boot_config(data)
     try:
-        for part in _parts(data, root, max_bytes):
+        for part in _parts(memoryview(data)[:end], root, max_bytes):
             parts.append(part)
         error = ""
     except _StopError as stop:
         error = str(stop)
         parts += stop.parts
-    return Initramfs(root.entries(), tuple(parts), error, tuple(root.incomplete), tuple(dict.fromkeys(root.replaced)))
+    return Initramfs(root.entries(), tuple(parts), error, tuple(root.incomplete), tuple(dict.fromkeys(root.replaced)), boot_config)
 
 
 class _StopError(Exception):
@@ -75,9 +79,8 @@ class _StopError(Exception):
         self.parts = parts
 
 
-def _parts(data: bytes, root: _Root, max_bytes: int) -> Iterator[Part]:
+def _parts(view: memoryview, root: _Root, max_bytes: int) -> Iterator[Part]:
     """Yields the parts while their members are put into the root."""
-    view = memoryview(data)
     offset, left = 0, max_bytes
     while (offset := skip_zeros(view, offset)) < len(view):
         if view[offset] == 0x30 and offset % 4 == 0:

@@ -178,6 +178,13 @@ def archive(**changes: object) -> Change:
     return change
 
 
+def boot_config_behind(facts: ImageFacts) -> ImageFacts:
+    """Puts a boot configuration behind the initramfs, of a kernel that takes one and is asked to."""
+    assert facts.boot_entry is not None
+    asked = replace(facts, boot_entry=replace(facts.boot_entry, command_line=f"{facts.boot_entry.command_line} bootconfig"))
+    return archive(boot_config=b"kernel.ipe.enforce = 0\n")(config(BOOT_CONFIG="y")(asked))
+
+
 def certificate(*, bits: int = 3072, name: str = "device", days: int = 36500) -> x509.Certificate:
     key = rsa.generate_private_key(public_exponent=65537, key_size=bits)
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
@@ -246,6 +253,9 @@ MUTATIONS: tuple[tuple[str, Change], ...] = (
     ("device-policy-signature", all_revoked),
     ("module-signatures", config(MODULE_SIG_FORCE="n")),
     ("module-compression", files(modules=(ModuleView("a.ko.xz", "", "xz", "", ""),))),
+    ("kernel-boot-config", config(BOOT_CONFIG="y", BOOT_CONFIG_FORCE="y", BOOT_CONFIG_EMBED="y", BOOT_CONFIG_EMBED_FILE='"/x.bconf"')),
+    ("kernel-boot-config", boot_config_behind),
+    ("kernel-initramfs", config(INITRAMFS_SOURCE='"/x.cpio"')),
     ("kernel-devmem", config(DEVMEM="y")),
     ("kernel-kcore", config(PROC_KCORE="y")),
     ("kernel-debugfs", config(DEBUG_FS="y")),
@@ -422,6 +432,25 @@ def test_report_as_json_counts_its_findings(image: Path, quiet: Host) -> None:
 def test_the_documentation_has_the_table_of_checks() -> None:
     page = (Path(__file__).parents[2] / "docs/audit.md").read_text()
     assert page.endswith(checks_table())
+
+
+def test_a_boot_configuration_that_the_kernel_does_not_take_is_none(good: ImageFacts, quiet: Host) -> None:
+    of_kernel = {"BOOT_CONFIG": "y", "BOOT_CONFIG_EMBED": "y", "BOOT_CONFIG_EMBED_FILE": '"/x.bconf"'}
+    for change in (
+        archive(boot_config=b"kernel.ipe.enforce = 0\n"),
+        lambda facts: config(BOOT_CONFIG="n")(boot_config_behind(facts)),
+        config(**of_kernel, BOOT_CONFIG_FORCE="n"),
+        config(**{**of_kernel, "BOOT_CONFIG_EMBED_FILE": '""'}, BOOT_CONFIG_FORCE="y"),
+    ):
+        assert "kernel-boot-config" not in failed(audit(change(good), quiet))
+
+
+def test_what_a_kernel_adds_unread_is_not_foreseen(good: ImageFacts, quiet: Host) -> None:
+    behind = audit(boot_config_behind(good), quiet).predictions[0]
+    assert (behind.boots, behind.stage, behind.enforces) == (Answer.UNKNOWN, Stage.KERNEL, Answer.UNKNOWN)
+    own = config(INITRAMFS_SOURCE='"/x.cpio"')
+    alone = audit(own(replace(good, initramfs=None, archive=None)), quiet).predictions[0]
+    assert (alone.boots, alone.stage, alone.enforces) == (Answer.UNKNOWN, Stage.INITRAMFS, Answer.UNKNOWN), "it boots from its own"
 
 
 def test_kexec_load_is_found_where_the_policy_allows_it(good: ImageFacts, quiet: Host) -> None:

@@ -101,6 +101,21 @@ def test_damage_to_an_initramfs_is_said(raw: bytes, error: str) -> None:
     assert bool(error) == bool(found.error)
 
 
+def boot_config(text: bytes, *, checksum: int | None = None, padding: int = 0) -> bytes:
+    """What tools/bootconfig appends to an initramfs."""
+    return text + struct.pack("<II", len(text), sum(text) if checksum is None else checksum) + b"#BOOTCONFIG\n" + bytes(padding)
+
+
+@pytest.mark.parametrize("padding", range(4))
+def test_boot_configuration_behind_an_initramfs_is_cut_off_as_the_kernel_does(padding: int) -> None:
+    plain, text = write_cpio([regular_file("init", b"i")]), b"kernel.ipe.enforce = 0\n\0"
+    found = unpack_initramfs(plain + boot_config(text, padding=padding))
+    assert (found.boot_config, found.error, [one.path for one in found.entries]) == (text, "", ["init"])
+    for wrong in (boot_config(text, checksum=1), boot_config(text, padding=4), boot_config(bytes(40000))):
+        assert unpack_initramfs(plain + wrong).boot_config is None
+    assert unpack_initramfs(boot_config(text)[1:]).boot_config is None, "it says more than there is"
+
+
 def test_mixed_archives_of_an_initramfs_are_all_unpacked() -> None:
     early = write_cpio([directory("kernel"), regular_file("kernel/ucode", b"u")])
     late = write_cpio([regular_file("init", b"i"), symbolic_link("sh", "init")])
