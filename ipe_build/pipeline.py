@@ -29,6 +29,7 @@ from ipe_build.host.progress import human_bytes
 from ipe_build.image.disk import Disk
 from ipe_build.image.rootfs import Entry
 from ipe_build.kernel.build import Kernel
+from ipe_build.policy.ima_policy import appraises_mapped_code
 from ipe_build.policy.ledger import Ledger
 from ipe_build.policy.parser import Role
 from ipe_build.signing.certificates import pem_bundle
@@ -37,7 +38,6 @@ from ipe_build.steps.disk import command_line, make_image, make_init
 from ipe_build.steps.flash import make_flash_outputs, make_update_entries
 from ipe_build.steps.ima import (
     Ima,
-    appraises_mapped_code,
     check_ima,
     check_no_ima,
     ima_entries,
@@ -264,9 +264,8 @@ def _build_on(ground: Ground, job: Job) -> tuple[bytes, AuditReport, Evidence | 
     with step("disk image"):
         uki = _make_uki(job, kernel, initramfs, signed)
         disk = make_image(config, kernel, initramfs, uki, signed, keys, folder / f"{config.build.name}.raw", host)
-    return _finish(
-        Built(kernel, ground.modules, ground.boot_policy, device, signed, keys, disk, appraised=appraises_mapped_code(ground.ima)), job
-    )
+    appraised = ground.ima is not None and appraises_mapped_code(ground.ima.policy)
+    return _finish(Built(kernel, ground.modules, ground.boot_policy, device, signed, keys, disk, appraised=appraised), job)
 
 
 def _build_sealed(job: Job) -> tuple[bytes, AuditReport, Evidence | None]:

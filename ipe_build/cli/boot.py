@@ -17,6 +17,7 @@ from ipe_build.boot.secure_boot_proof import SecureBoot
 from ipe_build.cli import Outcome
 from ipe_build.cli.inputs import in_image, named
 from ipe_build.errors import ExitStatus, InputError, UsageError
+from ipe_build.policy.ima_policy import appraises_mapped_code, load_ima_policy
 from ipe_build.signing.backends import BACKENDS, open_signer
 from ipe_build.signing.certificates import fingerprint
 from ipe_build.signing.loading import load_certificates
@@ -42,6 +43,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     device.add_argument(
         "--policy", type=Path, metavar="FILE", help="text of the policy in force after boot; its probes need --key and --cert"
     )
+    device.add_argument("--ima-policy", metavar="NAME|file:PATH", help="the IMA policy in force after boot, as in [ima] policy")
     device.add_argument("--key", metavar="URI", help=_KEY_HELP)
     device.add_argument("--cert", type=Path, metavar="PEM", help="the key's certificate")
     device.add_argument("--application", default="", metavar="COMMAND", help="a program of the root that must run")
@@ -120,6 +122,7 @@ def _request(arguments: argparse.Namespace, foreign: Signer, host: Host) -> Boot
         interpreter=tuple(shlex.split(arguments.interpreter)),
         dropped_capabilities=frozenset(arguments.dropped),
         keyless=arguments.sealed,
+        appraised=arguments.ima_policy is not None and appraises_mapped_code(load_ima_policy(arguments.ima_policy)),
         frozen_initramfs=arguments.sealed,
         on_corruption=arguments.on_corruption,
         destructive=not arguments.no_destructive,

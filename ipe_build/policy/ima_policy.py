@@ -97,3 +97,9 @@ def load_ima_policy(text: str, enabled: Enabled = all_on) -> bytes:
     if refusal is not None:
         raise InputError(f"the kernel would refuse this policy ({refusal.errno}): {refusal.message}", where=f"{where}:{refusal.line}")
     return data
+
+
+def appraises_mapped_code(policy: bytes) -> bool:
+    """Returns whether an IMA policy has a rule for MMAP_CHECK, by which IMA also refuses mprotect(PROT_EXEC) of what is mapped."""
+    rules = (line.split() for line in policy.decode("utf-8", "replace").splitlines())
+    return any(words[:1] == ["appraise"] and {"func=MMAP_CHECK", "func=FILE_MMAP"} & {*words} for words in rules)

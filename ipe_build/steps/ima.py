@@ -149,12 +149,6 @@ def ima_root_key(config: Config, ima: Ima | None) -> tuple[str, ...]:
     return (repr(config.ima), fingerprint(ima.signer.certificate)) if ima is not None else ()
 
 
-def appraises_mapped_code(ima: Ima | None) -> bool:
-    """Returns whether the IMA policy has a rule for MMAP_CHECK, by which IMA also refuses mprotect(PROT_EXEC) of what is mapped."""
-    rules = [line.split() for line in ima.policy.decode("utf-8", "replace").splitlines()] if ima is not None else []
-    return any(words[:1] == ["appraise"] and {"func=MMAP_CHECK", "func=FILE_MMAP"} & {*words} for words in rules)
-
-
 def ima_integrity(config: Config, ima: Ima | None) -> IntegrityRequest | None:
     """Step 7. Returns what ipe-init does for IMA and EVM, None for nothing."""
     section = config.ima

@@ -54,6 +54,10 @@ def test_demo_with_ima_and_evm_boots_runs_what_is_signed_and_says_so(configured:
     results = {one["id"]: one for one in evidence["probes"]}
     assert results["run-application"]["observed"] == "allowed"
     assert str(results["run-copy"]["observed"]).startswith("denied")
+    assert results["protect-library"]["decided_by"] == "IMA appraisal"
+    booted = ipe_build("boot", tmp_path / "out/demo.raw", "--ima-policy", "code", "--no-destructive", "--json")
+    assert booted.returncode == 0, booted.stderr
+    assert {one["id"]: one for one in json.loads(booted.stdout)["probes"]}["protect-library"]["decided_by"] == "IMA appraisal"
     again = ipe_build("build", "-c", config, "-o", tmp_path / "again", "--no-boot")
     assert again.returncode == 0, again.stderr
     assert (tmp_path / "again/demo.raw").read_bytes() == (tmp_path / "out/demo.raw").read_bytes()

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from ipe_build.cli import main
+from ipe_build.policy.ima_policy import appraises_mapped_code, load_ima_policy
 
 
 def failed(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str]:
@@ -42,6 +43,16 @@ def test_missing_image_kernel_and_policy_are_named(small_disk: Path, tmp_path: P
     assert (status, "none.raw" in message) == (2, True)
     status, message = failed(capsys, str(small_disk), "--kernel", str(tmp_path / "no-kernel"))
     assert (status, "no-kernel" in message) == (2, True)
+
+
+def test_unknown_ima_policy_is_named_before_anything_is_booted(small_disk: Path, capsys: pytest.CaptureFixture[str]):
+    status, message = failed(capsys, str(small_disk), "--ima-policy", "kode")
+    assert (status, "there is no IMA policy 'kode'" in message) == (2, True)
+
+
+@pytest.mark.parametrize(("name", "appraises"), [("code", True), ("code-and-data", True), ("kernel", False), ("measure", False)])
+def test_policy_that_appraises_mapped_code_is_told(name: str, appraises: bool):
+    assert appraises_mapped_code(load_ima_policy(name)) == appraises
 
 
 def test_file_that_is_no_disk_is_an_error(small_disk: Path, capsys: pytest.CaptureFixture[str]):
