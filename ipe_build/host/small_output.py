@@ -13,18 +13,19 @@ from ipe_build.host.output import existing_folder, explained
 
 def write_small(path: Path, parts: Sequence[bytes], mode: int) -> None:
     """Writes a file of these parts with exactly these permissions; see `Host.write_small`."""
+    text = str(path)
     try:
-        status = os.stat(path)  # noqa: PTH116 - thousands of them
+        status = os.stat(text)  # noqa: PTH116 - thousands of them
     except OSError:
         existing_folder(path.parent, of=path)
     else:
         if not stat.S_ISREG(status.st_mode):
             raise OutputError("is a folder, a device or another special file, not replaced", where=str(path), hint="write to a file")
-    folder, slash, name = str(path).rpartition("/")
+    folder, slash, name = text.rpartition("/")
     temporary = f"{folder}{slash}.{name}.{os.urandom(4).hex()}.tmp"
     try:
         _write(temporary, parts, mode)
-        os.replace(temporary, path)
+        os.replace(temporary, text)
     except BaseException as error:
         Path(temporary).unlink(missing_ok=True)
         with explained(path):

@@ -103,6 +103,8 @@ def unpack(data: bytes, where: str) -> tuple[bytes, Compression]:
 
     Raises: FormatError when it is neither ELF nor compressed, damaged, or not ELF inside.
     """
+    if data.startswith(_ELF):
+        return data, COMPRESSIONS[0]
     for row in COMPRESSIONS:
         if data.startswith(row.magic):
             break

@@ -7,25 +7,21 @@ Source: scripts/sign-file.c.
 
 from __future__ import annotations
 
-import ctypes
-import gc
 import hashlib
-import multiprocessing
 import os
-import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Callable, Generator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from ipe_build.errors import InputError, SignaturePendingError, ToolFailedError
+from ipe_build.errors import InputError, SignaturePendingError
 from ipe_build.formats.module_signature import signature_trailer, strip_signatures
 from ipe_build.integrity.engine import digest_messages
 from ipe_build.kernel.module_compression import Compression, find_compression, unpack
+from ipe_build.kernel.module_workers import finishing, in_workers
 from ipe_build.signing.loading import algorithm_for
 from ipe_build.signing.profiles import PROFILES, digest_signer, payload_signer
 from ipe_build.signing.signer import Signer
@@ -35,11 +31,11 @@ if TYPE_CHECKING:
     from ipe_build.host import Host
 
 _CHUNK = 16
+_LAST_CHUNK = 4
 _BATCH_BYTES = 8 << 20
 """As much as a worker holds of modules that wait for their signatures."""
 _WORKERS_A_PROCESSOR = 3
 _PROFILE = PROFILES["module"]
-_PR_SET_PDEATHSIG = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,10 +154,6 @@ def _read(path: str) -> tuple[bytes, int]:
         os.close(descriptor)
 
 
-_inherited: list[tuple[_Work, Sequence[Path]]] = []
-"""The current work and its files, set just before the workers are forked: a loaded key cannot be sent to them, only inherited."""
-
-
 def sign_modules(
     files: Sequence[Path],
     signer: Signer,
@@ -190,8 +182,9 @@ def sign_modules(
     total, done = sum(sizes), 0
     workers = min(jobs or host.jobs * _WORKERS_A_PROCESSOR, -(-len(files) // _CHUNK)) if signer.survives_fork else 1
     waiting = 0
-    with host.progress.step(f"sign {len(files)} modules"):
-        for start, batch in _in_process(files, work) if workers <= 1 else _in_workers(files, work, workers):
+    batches = _in_process(files, work) if workers <= 1 else _in_workers(files, work, workers)
+    with host.progress.step(f"sign {len(files)} modules"), closing(batches):
+        for start, batch in batches:
             waiting += batch.count(False)
             done += sum(sizes[start : start + len(batch)])
             host.progress.amount(done, total, started)
@@ -212,90 +205,58 @@ def _targets(files: Sequence[Path], work: _Work) -> list[Path]:
     return targets
 
 
-def _in_process(files: Sequence[Path], work: _Work) -> Iterator[tuple[int, list[bool]]]:
+def _in_process(files: Sequence[Path], work: _Work) -> Generator[tuple[int, list[bool]], None, None]:
     """Yields the number of each module, one by one, and whether it was signed (or its signature is still to come)."""
     for number, path in enumerate(files):
         yield number, [work.sign_alone(path)]
 
 
-def _in_workers(files: Sequence[Path], work: _Work, workers: int) -> Iterator[tuple[int, list[bool]]]:
+def _in_workers(files: Sequence[Path], work: _Work, workers: int) -> Generator[tuple[int, list[bool]], None, None]:
     """Yields the same from forked workers, a chunk at a time, as they come. Raises: ToolFailedError when a worker is killed.
 
     The first module is signed here: workers inherit what is made once (the message around a signature, parsers), and a key that
     does not sign at all says so before there are workers.
     """
     yield 0, [work.sign_alone(files[0])]
-    _inherited.append((work, files))
-    gc.freeze()  # what workers inherit is shared with them as long as nobody writes to it
-    pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("fork"), initializer=_begin, initargs=(os.getpid(),))
-    try:
-        starts = range(1, len(files), _CHUNK)
-        apart = -(-len(starts) // workers)  # workers that write to the same folder would wait for each other
-        chunks = {pool.submit(_sign_chunk, start): start for first in range(apart) for start in starts[first::apart]}
-        for chunk in as_completed(chunks):
-            yield chunks[chunk], chunk.result()
-    except BaseException as error:
-        for worker in multiprocessing.active_children():
-            os.kill(worker.pid or 0, signal.SIGUSR1)  # none goes on to its next module
-        if not isinstance(error, BrokenProcessPool):
-            raise
-        raise ToolFailedError("a signing worker was killed", hint="was there enough memory? run it again: signing continues") from error
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
-        gc.unfreeze()
-        _inherited.pop()
+    chunks = _chunks(len(files), workers)
+    yield from in_workers(_apart(len(chunks), workers), lambda number: _sign_chunk(files, work, chunks[number]), workers)
 
 
-def _begin(parent: int) -> None:
-    """Lets a worker end after its module, and not before, when the build is interrupted, when it fails, and when it is killed."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)
-    signal.signal(signal.SIGUSR1, lambda _number, _frame: _worker.leave())
-    gc.disable()  # a worker ends before there is garbage worth the search
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGUSR1, 0, 0, 0)
-    if os.getppid() != parent:  # it was killed before that
-        _worker.leave()
+def _chunks(count: int, workers: int) -> list[range]:
+    """Returns the numbers from 1 on in chunks, small ones at the end, so that the workers end at about the same time."""
+    small_from = max(1, count - workers * _CHUNK)
+    starts = [*range(1, small_from, _CHUNK), *range(small_from, count, _LAST_CHUNK)]
+    return [range(start, end) for start, end in zip(starts, [*starts[1:], count], strict=True)]
 
 
-class _Worker:
-    """This process, when it is a worker: whether it is signing a module now, and whether the build that it belongs to is gone."""
+def _apart(count: int, workers: int) -> list[int]:
+    """Returns the numbers of the chunks in an order in which those done at the same time are far apart.
 
-    signing = False
-    orphaned = False
-
-    def leave(self) -> None:
-        """Ends the process: now, or after the module that it is signing, for nobody else would remove what is half written."""
-        self.orphaned = True
-        if not self.signing:
-            os._exit(1)
-
-    def sign(self, work: _Work, module: _Module, signature: Callable[[], bytes]) -> bool:
-        """Signs one module; see `_Work.sign`."""
-        self.signing = True
-        try:
-            return work.sign(module, signature)
-        finally:
-            self.signing = False
-            if self.orphaned:
-                os._exit(1)
+    Workers that write to the same folder wait for each other. The last chunks stay the last.
+    """
+    first = max(0, count - workers * _CHUNK // _LAST_CHUNK)
+    step = max(1, -(-first // workers))
+    return [number for start in range(step) for number in range(start, first, step)] + list(range(first, count))
 
 
-_worker = _Worker()
-
-
-def _sign_chunk(start: int) -> list[bool]:
-    """Signs the modules of the chunk that begins with number `start`, in a worker."""
-    work, files = _inherited[-1]
+def _sign_chunk(files: Sequence[Path], work: _Work, chunk: range) -> tuple[int, list[bool]]:
+    """Returns, from a worker that signed these modules, the first one's number and which were signed."""
     signed: list[bool] = []
     batch: list[_Module] = []
-    for path in files[start : start + _CHUNK]:
-        batch.append(work.load(path))
-        if sum(len(module.payload) for module in batch) > _BATCH_BYTES:
+    held = 0
+    for number in chunk:
+        batch.append(work.load(files[number]))
+        held += len(batch[-1].payload)
+        if held > _BATCH_BYTES:
             signed += _sign_batch(work, batch)
-            batch.clear()
-    return signed + _sign_batch(work, batch)
+            batch, held = [], 0
+    return chunk.start, signed + _sign_batch(work, batch)
 
 
 def _sign_batch(work: _Work, modules: Sequence[_Module]) -> list[bool]:
     """Signs modules that were read."""
-    return [_worker.sign(work, module, signature) for module, signature in zip(modules, work.signatures(modules), strict=True)]
+    signed = []
+    for module, signature in zip(modules, work.signatures(modules), strict=True):
+        with finishing:
+            signed.append(work.sign(module, signature))
+    return signed
