@@ -22,15 +22,18 @@ from ipe_build.formats import cpio, fsverity, ima_signature, kernel_compression,
 from ipe_build.formats.audit_log import read_log
 from ipe_build.formats.bmap import BlockMap, BlockRange, parse_bmap
 from ipe_build.formats.cms import decode_signed_data
+from ipe_build.formats.command_line import all_words, cut, ipe_init_values
 from ipe_build.formats.corim import decode_corim, encode_corim
 from ipe_build.formats.dotconfig import parse_dotconfig
 from ipe_build.formats.efi_signature_list import parse_signature_database, parse_signature_list
+from ipe_build.formats.efi_variables import parse_variable_store
 from ipe_build.formats.erofs import Erofs
 from ipe_build.formats.ext4 import Ext4
 from ipe_build.formats.fat import Fat
 from ipe_build.formats.gpt import Partition, lay_out, read_gpt, write_gpt
 from ipe_build.formats.ima_xattr import parse_integrity_xattr
 from ipe_build.formats.initramfs import unpack_initramfs
+from ipe_build.formats.ipe_init import parse_ipe_init, signature_refusal, superblock_refusal
 from ipe_build.formats.spc import decode_spc
 from ipe_build.formats.squashfs import Squashfs
 from ipe_build.formats.tpm_event_log import build_event_log, parse_event_log
@@ -54,6 +57,9 @@ POLICY = b"policy_name=a policy_version=0.0.1\nDEFAULT action=DENY\nop=EXECUTE d
 
 
 _DISK_BYTES = 4 << 20
+_VARIABLES = Path("/usr/share/OVMF/OVMF_VARS_4M.ms.fd")
+_STORE_BYTES = 300_000
+"""What a campaign's inputs have at most; the variable store of the file lies in it."""
 _STUB = Path("/usr/lib/systemd/boot/efi/linuxx64.efi.stub")
 
 
@@ -215,6 +221,20 @@ def _pe(data: bytes) -> None:
     pe.authenticode_digest(data)
 
 
+def _words(data: bytes) -> None:
+    text = data.decode("latin-1")
+    for word in all_words(text):
+        assert word.text in text
+    ipe_init_values(text, "roothash")
+    assert len(cut(text, "x86-64")) < 2048
+
+
+def _ipe_init(data: bytes) -> None:
+    parse_ipe_init(data)
+    signature_refusal(data)
+    superblock_refusal(data[:512].ljust(512, b"\0"))
+
+
 def _xattr_seed() -> list[bytes]:
     return [
         b"\x03\x02\x04" + b"\x01\x02\x03\x04" + b"\x00\x08" + bytes(8),
@@ -279,6 +299,16 @@ _BOOT_TARGETS: tuple[Target, ...] = (
     ),
     Target("corim", decode_corim, lambda: [encode_corim("a", "b", "c", {"sha256": {4: bytes(32)}})]),
     Target("block-map", parse_bmap, lambda: [BlockMap(8192, (BlockRange(0, 1, bytes(32)),)).build()]),
+    Target(
+        "ipe-init",
+        _ipe_init,
+        lambda: [
+            b"root_hash = " + b"ab" * 32 + b"\nfilesystem = erofs\nsignature = partition\npolicy = /etc/ipe/p.p7b\n",
+            verity_sig.VeritySignature(bytes(32), bytes(32), b"signature").build(),
+        ],
+    ),
+    Target("command-line", _words, lambda: [b'quiet roothash=ab "a b"=c x="d e" -- init="f" lsm=ipe dm_mod.create="a,,,ro,0 8 linear"']),
+    Target("variable-store", parse_variable_store, lambda: [_VARIABLES.read_bytes()[:_STORE_BYTES]]),
     Target("ledger", parse_ledger, lambda: [b'{"format": 1, "policies": {}}']),
 )
 """What is read of boot files, and of a device that attests."""

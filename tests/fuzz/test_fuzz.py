@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -60,3 +61,8 @@ def test_readers_guided_by_coverage_do_not_break(group: int, need: Callable[[str
 @pytest.mark.parametrize("place", sorted(Path(__file__).with_name("found").iterdir()), ids=lambda place: place.name)
 def test_what_once_broke_a_reader_is_answered_or_refused(place: Path) -> None:
     run(BY_NAME[place.name.partition(".")[0]], place.read_bytes())
+
+
+def test_the_page_has_the_campaign_of_each_target() -> None:
+    page = (Path(__file__).parents[2] / "docs/fuzzing.md").read_text()
+    assert re.findall(r"^\| ([a-z0-9-]+) \| [\d,]+ \| \d+ \|$", page, re.MULTILINE) == list(BY_NAME)
