@@ -79,6 +79,7 @@ LINKS: tuple[LinkRow, ...] = (
             "initramfs-config",
             "initramfs-unpacks",
             "initramfs-programs",
+            "initramfs-modules-load",
             "boot-policy-initramfs",
             "boot-policy-ima",
         ),

@@ -140,6 +140,13 @@ CHECKS: tuple[Check, ...] = (
     Check("initramfs-replaced", WARNING, "leave one file of each path", checks_initramfs.initramfs_replaced),
     Check("initramfs-unpacks", ERROR, "choose another [initramfs] compression, or enable the symbol", checks_initramfs.initramfs_unpacks),
     Check("initramfs-programs", WARNING, "leave out what ipe-init does not need", checks_initramfs.initramfs_programs),
+    Check(
+        "initramfs-modules-load",
+        ERROR,
+        "sign the module for this kernel: ipe-build modules sign",
+        checks_initramfs.initramfs_modules,
+        needs=KEYS,
+    ),
     Check("initramfs-root-hash", ERROR, "build initramfs and disk from the same root hash", checks_initramfs.initramfs_root_hash),
     Check("initramfs-filesystem", ERROR, "build initramfs and disk from the same configuration", checks_initramfs.initramfs_filesystem),
     Check("initramfs-signature", WARNING, "let ipe-init hand the signature to the kernel", checks_initramfs.initramfs_signature),

@@ -6,6 +6,7 @@ import stat
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from ipe_build.audit.checks_root import module_refusal
 from ipe_build.audit.command_line import ipe_init_word
 from ipe_build.audit.facts import ImageFacts
 from ipe_build.audit.outcome import Outcome, bad, good, unknown
@@ -48,6 +49,22 @@ def initramfs_config(facts: ImageFacts, host: Host) -> Iterator[Outcome]:
         yield bad("/etc/ipe-init.conf", f"{settings.problem}: the boot ends")
     else:
         yield good("/etc/ipe-init.conf", f"ipe-init takes its {sum(map(len, settings.settings.values()))} settings")
+
+
+def initramfs_modules(facts: ImageFacts, host: Host) -> Iterator[Outcome]:
+    """Looks whether this kernel accepts every module that ipe-init is told to load: signature, signer, and the kernel it was built for."""
+    if facts.kernel is None or (settings := facts.initramfs_config()) is None:
+        yield unknown("modules of the initramfs", "kernel or ipe-init's configuration could not be read")
+        return
+    told = settings.get("module", ())
+    refusals = {path: module_refusal(facts, path) for path in told}
+    for path, reason in refusals.items():
+        if reason is None:
+            yield unknown(path, "its name is no module's, so it was not looked at")
+        elif reason:
+            yield bad(path, reason)
+    if not any(reason != "" for reason in refusals.values()):
+        yield good("modules of the initramfs", f"the kernel accepts all {len(told)}" if told else "none are to be loaded")
 
 
 def initramfs_replaced(facts: ImageFacts, host: Host) -> Iterator[Outcome]:

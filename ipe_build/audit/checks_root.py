@@ -94,6 +94,17 @@ def refused_by_loader(module: ModuleView, facts: ImageFacts) -> bool:
     return module.errno == "ENOEXEC" or config is None or config.enabled("MODULE_SIG")
 
 
+def module_refusal(facts: ImageFacts, path: str) -> str | None:
+    """Returns why the kernel's module loader refuses a module of the initramfs, "" when it takes it; None where nobody looked at it."""
+    found = facts.find_in_initramfs(path.lstrip("/"))
+    if found is None:
+        return "it is not in the initramfs"
+    one = next((one for one in facts.initramfs_modules if one.path == found.path), None)
+    if one is None:
+        return None
+    return f"{one.errno}: {one.reason}" if refused_by_loader(one, facts) else ""
+
+
 def modules_load(facts: ImageFacts, host: Host) -> Iterator[Outcome]:
     """Looks whether this kernel accepts every module of the root: signature, signer, and the kernel it was built for."""
     files = _files(facts)

@@ -178,7 +178,7 @@ class RootPartitions:
 
 @dataclass(frozen=True, slots=True)
 class ModuleView:
-    """A kernel module of the root: who signed it ("" nobody), and what this kernel answers (`errno` "" when it loads it).
+    """A kernel module of the root or the initramfs: who signed it ("" nobody), and what this kernel answers (`errno` "" when it loads it).
 
     `forgiven` says that only the lack of a signature by a known key is the matter: a kernel that does not force signatures loads it.
     """
@@ -224,13 +224,14 @@ class OtherPartition:
 
 @dataclass(frozen=True, slots=True)
 class EntryView:
-    """What a boot entry makes of the image: its kernel, its initramfs, and what that kernel answers to the root's modules."""
+    """What a boot entry makes of the image: its kernel, its initramfs, and what that kernel answers to the modules of both."""
 
     boot_entry: BootEntry
     kernel: KernelView | None
     initramfs: tuple[CpioEntry, ...] | None
     archive: Initramfs | None
     modules: tuple[ModuleView, ...]
+    initramfs_modules: tuple[ModuleView, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,8 +239,8 @@ class ImageFacts:
     """An image taken apart, as seen from the boot entry that starts when nobody chooses; `others` are the further ones.
 
     `unreadable` says which part failed and why; a part that is None is not there, or failed. `initramfs` is what
-    lies in the root after unpacking, `archive` how it was packed. `partitions` are those of a disk that no hash tree covers,
-    `ledger` the versions of policies that went out before (None: it was not given).
+    lies in the root after unpacking, `archive` how it was packed, `initramfs_modules` the kernel modules in it. `partitions` are
+    those of a disk that no hash tree covers, `ledger` the versions of policies that went out before (None: it was not given).
     """
 
     image: Path
@@ -251,6 +252,7 @@ class ImageFacts:
     kernel: KernelView | None = None
     initramfs: tuple[CpioEntry, ...] | None = None
     archive: Initramfs | None = None
+    initramfs_modules: tuple[ModuleView, ...] = ()
     files: RootFiles | None = None
     unreadable: Mapping[str, str] = field(default_factory=dict)
     others: tuple[EntryView, ...] = ()
@@ -269,6 +271,7 @@ class ImageFacts:
                 kernel=one.kernel,
                 initramfs=one.initramfs,
                 archive=one.archive,
+                initramfs_modules=one.initramfs_modules,
                 files=replace(self.files, modules=one.modules) if self.files is not None else None,
             )
 

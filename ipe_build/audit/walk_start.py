@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from ipe_build.audit.checks_boot import startable
 from ipe_build.audit.checks_initramfs import RD_SYMBOLS
+from ipe_build.audit.checks_root import module_refusal
 from ipe_build.audit.command_line import word_of
 from ipe_build.audit.facts import EntryKind, ImageFacts
 from ipe_build.audit.findings import Answer
@@ -129,4 +130,9 @@ def ipe_enforces(facts: ImageFacts, host: Host) -> Step:
             return ends(f"{path} is not in the initramfs")
         if not allows(facts, boot_policy_in(facts), Operation.KMODULE, OF_INITRAMFS):
             return ends(f"the boot policy denies the module {path}")
+        refusal = module_refusal(facts, path)
+        if refusal is None:
+            return unforeseen(f"whether the kernel takes {path} as a module is not foreseen")
+        if refusal:
+            return ends(f"the kernel refuses the module {path}: {refusal}")
     return ON

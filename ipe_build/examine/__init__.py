@@ -30,7 +30,7 @@ from ipe_build.errors import IpeBuildError
 from ipe_build.examine.boot_entries import read_esp, uki_entry
 from ipe_build.examine.inputs import MAX_BOOT_FILE_BYTES, Inputs, sort_inputs
 from ipe_build.examine.partitions import other_partitions
-from ipe_build.examine.root import judge_modules, read_files, root_of_disk, root_of_files, superblock_of
+from ipe_build.examine.root import judge_initramfs, judge_modules, read_files, root_of_disk, root_of_files, superblock_of
 from ipe_build.formats.dotconfig import DotConfig
 from ipe_build.formats.fat import is_fat
 from ipe_build.formats.initramfs import Initramfs, unpack_initramfs
@@ -91,6 +91,7 @@ class _Examination:
     kernels: dict[bytes, KernelView | None] = field(default_factory=dict)
     archives: dict[bytes, Initramfs] = field(default_factory=dict)
     modules: dict[bytes, tuple[ModuleView, ...]] = field(default_factory=dict)
+    loaded: dict[tuple[bytes, bytes], tuple[ModuleView, ...]] = field(default_factory=dict)
 
     def attempt(self, part: str, read: Callable[[], T]) -> T | None:
         """Returns what `read` does, None when it fails."""
@@ -121,6 +122,7 @@ class _Examination:
             kernel=first.kernel if first is not None else None,
             initramfs=first.initramfs if first is not None else None,
             archive=first.archive if first is not None else None,
+            initramfs_modules=first.initramfs_modules if first is not None else (),
             files=replace(files, modules=first.modules) if files is not None and first is not None else files,
             unreadable=self.unreadable,
             others=tuple(views[1:]),
@@ -185,7 +187,9 @@ class _Examination:
         if digest not in self.modules:
             self.modules[digest] = judge_modules(files, kernel, self.scratch) if files is not None and kernel is not None else ()
         there = archive.entries if entry.initramfs else None
-        return EntryView(entry, kernel, there, archive if entry.initramfs else None, self.modules[digest])
+        if (digest, packed) not in self.loaded:
+            self.loaded[digest, packed] = judge_initramfs(archive, kernel, self.scratch) if kernel is not None and entry.initramfs else ()
+        return EntryView(entry, kernel, there, archive if entry.initramfs else None, self.modules[digest], self.loaded[digest, packed])
 
 
 def _boot_partition(disk: Disk) -> Region | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,9 +15,11 @@ from ipe_build.examine.filesystem import read_tree
 from ipe_build.examine.inputs import Inputs
 from ipe_build.formats.filesystem import HEAD_BYTES, filesystem_bytes
 from ipe_build.formats.gpt import Partition
+from ipe_build.formats.initramfs import Initramfs
 from ipe_build.formats.verity import SUPERBLOCK_SIZE, Superblock, parse_superblock
 from ipe_build.formats.verity_sig import parse_verity_signature
 from ipe_build.image.disk import Disk
+from ipe_build.kernel.module_compression import is_module
 from ipe_build.kernel.modules import verify_module
 from ipe_build.policy.classify import classify
 from ipe_build.policy.facts import Digest, Facts
@@ -146,8 +149,14 @@ def judge_modules(files: RootFiles, kernel: KernelView, scratch: Path) -> tuple[
     return tuple(_module(one.path, one.read(_MAX_MODULE_BYTES), kernel, scratch) for one in files.tree if shown(one.path) in wanted)
 
 
+def judge_initramfs(archive: Initramfs, kernel: KernelView, scratch: Path) -> tuple[ModuleView, ...]:
+    """Returns what a kernel answers to each module in an initramfs."""
+    there = (one for one in archive.entries if stat.S_ISREG(one.mode) and is_module(Path(one.path)))
+    return tuple(_module(one.path, one.data, kernel, scratch) for one in there)
+
+
 def _module(path: str, data: bytes, kernel: KernelView, scratch: Path) -> ModuleView:
-    """Returns what the kernel answers to a module of the root."""
+    """Returns what the kernel answers to a module."""
     copy = scratch / f"module{Path(path).suffix}"
     copy.write_bytes(data)
     verdict = verify_module(copy, kernel.certificates, revoked=kernel.revoked, release=kernel.release)

@@ -185,6 +185,17 @@ def boot_config_behind(facts: ImageFacts) -> ImageFacts:
     return archive(boot_config=b"kernel.ipe.enforce = 0\n")(config(BOOT_CONFIG="y")(asked))
 
 
+def module_of_initramfs(errno: str, path: str = "x.ko") -> Change:
+    """Has ipe-init load a module, to which the kernel gives this answer."""
+
+    def change(facts: ImageFacts) -> ImageFacts:
+        told = setting("module", f"/{path}")(initramfs(lambda entries: (*entries, regular_file(path, b"")))(facts))
+        views = (ModuleView(path, "", "", errno, "of somebody else", forgiven=errno == "EKEYREJECTED"),)
+        return replace(told, initramfs_modules=views)
+
+    return change
+
+
 def certificate(*, bits: int = 3072, name: str = "device", days: int = 36500) -> x509.Certificate:
     key = rsa.generate_private_key(public_exponent=65537, key_size=bits)
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
@@ -272,6 +283,9 @@ MUTATIONS: tuple[tuple[str, Change], ...] = (
     ("command-line-enforce", kernel(command_line="ipe.enforce=0")),
     ("initramfs-init", initramfs(lambda entries: tuple(one for one in entries if one.path != "init"))),
     ("initramfs-programs", initramfs(lambda entries: (*entries, regular_file("bin/sh", b"\x7fELF", mode=0o755)))),
+    ("initramfs-modules-load", module_of_initramfs("EKEYREJECTED")),
+    ("initramfs-modules-load", module_of_initramfs("ENOEXEC")),
+    ("initramfs-modules-load", setting("module", "/lib/modules/absent.ko")),
     ("initramfs-unpacks", config(RD_GZIP="n")),
     ("initramfs-unpacks", config(BLK_DEV_INITRD="n")),
     ("initramfs-root-hash", setting("root_hash", 64 * "0")),
@@ -451,6 +465,21 @@ def test_what_a_kernel_adds_unread_is_not_foreseen(good: ImageFacts, quiet: Host
     own = config(INITRAMFS_SOURCE='"/x.cpio"')
     alone = audit(own(replace(good, initramfs=None, archive=None)), quiet).predictions[0]
     assert (alone.boots, alone.stage, alone.enforces) == (Answer.UNKNOWN, Stage.INITRAMFS, Answer.UNKNOWN), "it boots from its own"
+
+
+def test_modules_of_the_initramfs_are_foreseen_to_be_loaded_or_not(good: ImageFacts, quiet: Host) -> None:
+    assert good.kernel is not None and good.kernel.boot_policy is not None
+    admitting = kernel(boot_policy=good.kernel.boot_policy + b"op=KMODULE boot_verified=TRUE action=ALLOW\n")(good)
+    taken, refused = module_of_initramfs(""), module_of_initramfs("EKEYREJECTED")
+    for change, boots, stage in (
+        (taken, Answer.YES, Stage.RUNS),
+        (refused, Answer.NO, Stage.IPE),
+        (lambda facts: config(MODULE_SIG_FORCE="n")(refused(facts)), Answer.YES, Stage.RUNS),
+        (lambda facts: replace(taken(facts), initramfs_modules=()), Answer.UNKNOWN, Stage.IPE),
+    ):
+        report = audit(change(admitting), quiet)
+        assert (report.predictions[0].boots, report.predictions[0].stage) == (boots, stage), report.predictions[0].why
+        assert ("initramfs-modules-load" in failed(report)) == (boots is Answer.NO)
 
 
 def test_kexec_load_is_found_where_the_policy_allows_it(good: ImageFacts, quiet: Host) -> None:
