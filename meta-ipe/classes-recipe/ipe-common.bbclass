@@ -1,88 +1,37 @@
-# What all ipe classes share: the program, keys and certificates by purpose, how a missing one is reported.
-#
-# Keys are URIs (file:, pkcs11:, command:), so a private key never is in the metadata. Signatures with RSA are deterministic and the
-# URI is not part of any task's hash: builders that reach the same key in different ways share sstate. The certificate's content is
-# part of it (file-checksums).
+# What all ipe classes share: the program, what the device is, how a missing or wrong value is reported.
 
 IPE_BUILD_CMD ?= "ipe-build"
 IPE_BUILD_CMD[doc] = "The program that the ipe classes call."
 IPE_BUILD_DEPENDS ?= "python3-ipe-build-native"
 IPE_BUILD_DEPENDS[doc] = "Recipes that provide IPE_BUILD_CMD. Empty when it comes from the host (then add it to HOSTTOOLS)."
 
-IPE_POLICY_KEY ??= ""
-IPE_POLICY_KEY[doc] = "URI of the key that signs policies: file:PATH, pkcs11:… (with pin-source=, never pin-value=) or command:…."
-IPE_POLICY_CERT ??= ""
-IPE_POLICY_CERT[doc] = "Certificate (PEM) of IPE_POLICY_KEY."
-IPE_VERITY_KEY ??= ""
-IPE_VERITY_KEY[doc] = "URI of the key that signs root hashes."
-IPE_VERITY_CERT ??= ""
-IPE_VERITY_CERT[doc] = "Certificate (PEM) of IPE_VERITY_KEY."
-IPE_MODULE_KEY ??= ""
-IPE_MODULE_KEY[doc] = "URI of the key that signs kernel modules."
-IPE_MODULE_CERT ??= ""
-IPE_MODULE_CERT[doc] = "Certificate (PEM) of IPE_MODULE_KEY."
-IPE_TRUSTED_CERTS ??= ""
-IPE_TRUSTED_CERTS[doc] = "Certificates (PEM) that are built into the kernel: the issuers, or the three signers' own."
-
-IPE_SIGNING ??= "key"
-IPE_SIGNING[doc] = "key: the IPE_*_KEY sign while building. plan: nobody here has them; a task that wants a signature writes what is to be signed to IPE_SIGNATURES and fails, and goes on when the answer lies there."
-IPE_SIGNATURES ??= "${TOPDIR}/ipe-signatures"
-IPE_SIGNATURES[doc] = "Folder of IPE_SIGNING = plan: ID.json and ID.digest are the requests, ID.sig (the raw signature) is the answer. Outside TMPDIR."
-
+IPE_ROOT_FILESYSTEM ??= "erofs"
+IPE_ROOT_FILESYSTEM[doc] = "Filesystem of the verity root: erofs, squashfs or ext4."
+IPE_ROOT_FILESYSTEM[wanted] = "erofs|squashfs|ext4"
+IPE_ARCHITECTURE ??= "${@{'x86_64': 'x86-64', 'aarch64': 'arm64'}.get(d.getVar('TARGET_ARCH'), d.getVar('TARGET_ARCH'))}"
+IPE_ARCHITECTURE[doc] = "Whose discoverable-partition types: x86-64, arm64, arm, riscv64."
 IPE_SEALED ??= "0"
 IPE_SEALED[doc] = "1: no key anywhere. The kernel is built with a reserved boot policy, and the root hash is written into it after the image (ipe-seal). Set it for the whole build."
+IPE_SEALED[wanted] = "0|1"
 
 IPE_UPDATE_COMPATIBLE ??= "${MACHINE}"
 IPE_UPDATE_COMPATIBLE[doc] = "What devices updates are for, one word: RAUC's compatible, SWUpdate's board name. Device and updates must agree."
+IPE_UPDATE_COMPATIBLE[wanted] = "[A-Za-z0-9._/:+-]+"
 IPE_UPDATE_BOOTLOADER ??= "efi"
 IPE_UPDATE_BOOTLOADER[doc] = "What RAUC switches slots with: efi, uboot, barebox, grub or noop."
-IPE_UPDATE_KEYRING ??= ""
-IPE_UPDATE_KEYRING[doc] = "Certificates (PEM) that the device trusts for updates, installed by ipe-slot. Empty: another recipe brings /etc/rauc/keyring.pem."
-
-IPE_ALLOW_TEST_KEYS ??= "0"
-IPE_ALLOW_TEST_KEYS[doc] = "1 lets the recipe ipe-keys-test make keys in IPE_TEST_KEYS_DIR. For trying it out, never for a product."
-IPE_TEST_KEYS_DIR ??= "${TOPDIR}/ipe-test-keys"
-IPE_TEST_KEYS_DIR[doc] = "Where ipe-keys-test makes its keys; outside TMPDIR, so never in sstate. conf/ipe-test-keys.inc names them."
-
-# For a task's [depends]: test keys are made before they are used.
-IPE_KEYS_TASK = "${@'ipe-keys-test:do_create_keys' if d.getVar('IPE_ALLOW_TEST_KEYS') == '1' else ''}"
+IPE_UPDATE_BOOTLOADER[wanted] = "efi|uboot|barebox|grub|noop"
 
 # For a task's [depends]: ipe-build is in the recipe's sysroot, whatever of the tasks before it came from sstate.
 IPE_BUILD_TASKS = "${@' '.join(one + ':do_populate_sysroot' for one in (d.getVar('IPE_BUILD_DEPENDS') or '').split())}"
 
-# For a task's [file-checksums]: the content of the certificates that the named variables name.
-def ipe_certificates(d, *names):
-    return " ".join("%s:%s" % (path, os.path.exists(path)) for name in names for path in (d.getVar(name) or "").split())
-
-# The key URI of a purpose: POLICY, VERITY, MODULE, SECUREBOOT, UPDATE or ATTESTATION. In no task's hash: what a key is called does not change what it signs.
-def ipe_key(d, purpose):
-    if d.getVar("IPE_SIGNING") == "plan":
-        return "plan:" + d.getVar("IPE_SIGNATURES")
-    return d.getVar("IPE_%s_KEY" % purpose) or ""
-ipe_key[vardepsexclude] = "IPE_SIGNING IPE_SIGNATURES"
-
-# Tasks of image recipes: a recipe whose images have no hash tree (an initramfs, say) does not get them.
-def ipe_verity_types(d):
-    return [one[: -len(".verity")] for one in (d.getVar("IMAGE_FSTYPES") or "").split() if one.endswith(".verity")]
-
-def ipe_only_with_root(d, task):
-    if d.getVar("IPE_ROOT_FILESYSTEM") not in ipe_verity_types(d):
-        bb.build.deltask(task, d)
-
 ipe_build () {
-    ${IPE_BUILD_CMD} "$@" --quiet || ipe_failed "$1"
+    ${IPE_BUILD_CMD} "$@" --quiet || bbfatal "${IPE_BUILD_CMD} $1 failed; it says why above${@ipe_pending(d)}"
 }
 
-ipe_failed () {
-    if [ "${IPE_SIGNING}" = "plan" ]; then
-        for request in "${IPE_SIGNATURES}"/*.json; do
-            answer="${request%.json}.sig"
-            [ ! -f "$request" ] || [ -f "$answer" ] || bbfatal "IPE_SIGNING is plan and $request is not answered: put its signature into $answer, run again"
-        done
-    fi
-    bbfatal "${IPE_BUILD_CMD} $1 failed; it says why above"
-}
-ipe_failed[vardepsexclude] += "IPE_SIGNING IPE_SIGNATURES"
+def ipe_pending(d):
+    wanted = "; IPE_SIGNING is plan: a signature that it asks for goes into IPE_SIGNATURES, %s" % d.getVar("IPE_SIGNATURES")
+    return wanted if d.getVar("IPE_SIGNING") == "plan" else ""
+ipe_pending[vardepsexclude] = "IPE_SIGNING IPE_SIGNATURES"
 
 # ipe_need VARIABLE VALUE: the variable must be set. Single-valued variables that are files: ipe_need_file.
 ipe_need () {
@@ -94,11 +43,11 @@ ipe_need_file () {
     [ -f "$2" ] || bbfatal "$1 names '$2', which is no file"
 }
 
+# [wanted]: the regular expression that the whole value must match.
 python () {
-    if d.getVar("IPE_SIGNING") not in ("key", "plan"):
-        bb.fatal("IPE_SIGNING is '%s'; wanted key or plan" % d.getVar("IPE_SIGNING"))
-    for purpose in ("POLICY", "VERITY", "MODULE", "SECUREBOOT", "UPDATE", "ATTESTATION"):
-        name = "IPE_%s_KEY" % purpose
-        if "pin-value=" in (d.getVar(name) or ""):
-            bb.fatal("%s holds a PIN (pin-value=), which would end up in logs: name a file with pin-source=" % name)
+    import re
+    for name in sorted(one for one in d.keys() if one.startswith("IPE_")):
+        wanted = d.getVarFlag(name, "wanted")
+        if wanted and not re.fullmatch(wanted, d.getVar(name) or ""):
+            bb.fatal("%s is '%s'; wanted %s" % (name, d.getVar(name), wanted))
 }

@@ -3,14 +3,11 @@
 #
 # A task after the image, not an image type: a new policy, initramfs or kernel makes a new disk and never the root filesystem again.
 
-inherit ipe-common ipe-spdx
+inherit ipe-task ipe-spdx
 inherit_defer ${@' '.join(name for name, wanted in (('ipe-seal', 'IPE_SEALED'), ('ipe-update', 'IPE_SLOTS')) if d.getVar(wanted) == '1')}
 
-IPE_ROOT_FILESYSTEM ??= "erofs"
 IPE_COMMAND_LINE ??= "console=ttyS0 panic=-1"
 IPE_COMMAND_LINE[doc] = "Kernel command line; roothash= is added, but not with IPE_SEALED."
-IPE_ARCHITECTURE ??= "${@{'x86_64': 'x86-64', 'aarch64': 'arm64'}.get(d.getVar('TARGET_ARCH'), d.getVar('TARGET_ARCH'))}"
-IPE_ARCHITECTURE[doc] = "Whose discoverable-partition types: x86-64, arm64, arm, riscv64."
 IPE_KERNEL_IMAGE ??= "${DEPLOY_DIR_IMAGE}/${KERNEL_IMAGETYPE}"
 IPE_KERNEL_IMAGE[doc] = "Kernel on the disk."
 IPE_INITRAMFS_IMAGE ??= "${DEPLOY_DIR_IMAGE}/ipe-initrd-${MACHINE}"
@@ -24,12 +21,16 @@ IPE_UKI[doc] = "Unified kernel image that firmware starts, instead of kernel, in
 IPE_DISK_ARGS ??= ""
 IPE_DISK_ARGS[doc] = "More arguments for `ipe-build image disk`, such as --uuid UUID."
 IPE_SLOTS ??= "0"
+IPE_SLOTS[wanted] = "0|1"
 IPE_SLOTS[doc] = "1: two slots for A/B updates, this image in the first. The root gets the recipe ipe-slot's files, and ipe-update makes the updates."
 IPE_SLOT_ROOT_MIB ??= "0"
+IPE_SLOT_ROOT_MIB[wanted] = "[0-9]+"
 IPE_SLOT_ROOT_MIB[doc] = "Size of a slot's root in MiB; later builds must fit into it. 0: half more than this build's root."
 IPE_FLASH ??= "--bmap --zstd"
+IPE_FLASH[wanted] = "( *--(bmap|zstd|partitions|sparse))* *"
 IPE_FLASH[doc] = "What is deployed beside the disk (`ipe-build image flash`): --bmap, --zstd, --partitions, --sparse. Empty: nothing."
 IPE_ESP_MIB ??= "64"
+IPE_ESP_MIB[wanted] = "[1-9][0-9]*"
 IPE_ESP_MIB[doc] = "Size of the EFI system partition in MiB."
 IPE_DISK_NAME ??= "${IMAGE_LINK_NAME}.ipedisk"
 IPE_DISK_NAME[doc] = "File name of the disk in DEPLOY_DIR_IMAGE."
@@ -43,22 +44,11 @@ def ipe_needs_loader(d):
 
 IMAGE_INSTALL:append = " ${@'ipe-slot' if d.getVar('IPE_SLOTS') == '1' and d.getVar('IPE_ROOT_FILESYSTEM') in ipe_verity_types(d) else ''}"
 
-IPE_DISK_DIR = "${WORKDIR}/ipe-disk"
-do_ipe_disk[doc] = "Puts the signed root, kernel and initramfs together on one disk"
-do_ipe_disk[cleandirs] = "${IPE_DISK_DIR}"
-do_ipe_disk[sstate-inputdirs] = "${IPE_DISK_DIR}"
-do_ipe_disk[sstate-outputdirs] = "${DEPLOY_DIR_IMAGE}"
-do_ipe_disk[depends] += "${IPE_BUILD_TASKS} ${IPE_DISK_DEPENDS}"
 SSTATETASKS += "do_ipe_disk"
-# Sets root, the path of the image, and command_line. A sealed initramfs knows its root hash, and takes none from outside.
-ipe_set_root () {
-    root="${DEPLOY_DIR_IMAGE}/${IMAGE_LINK_NAME}.${IPE_ROOT_FILESYSTEM}"
-    command_line="${IPE_COMMAND_LINE}"
-    [ "${IPE_SEALED}" = "1" ] || command_line="$command_line roothash=$(cat "$root.roothash")"
-}
-
+do_ipe_disk[doc] = "Puts the signed root, kernel and initramfs together on one disk"
+do_ipe_disk[depends] += "${IPE_DISK_DEPENDS}"
 do_ipe_disk () {
-    ipe_set_root
+    ipe_set_command_line
     if [ -n "${IPE_UKI}" ]; then
         ipe_need_file IPE_UKI "${IPE_UKI}"
         set -- --uki "${IPE_UKI}"
@@ -73,20 +63,15 @@ do_ipe_disk () {
             set -- "$@" --no-boot-loader
         fi
     fi
-    [ "${IPE_SEALED}" = "1" ] || set -- "$@" --verity-sig "$root.verity-sig"
+    [ "${IPE_SEALED}" = "1" ] || set -- "$@" --verity-sig "${IPE_ROOT}.verity-sig"
     [ "${IPE_SLOTS}" != "1" ] || set -- "$@" --slots --slot-root-mib "${IPE_SLOT_ROOT_MIB}"
-    disk="${IPE_DISK_DIR}/${IPE_DISK_NAME}"
-    ipe_build image disk "$root" --root-hash "$root.roothash" --architecture "${IPE_ARCHITECTURE}" --esp-mib "${IPE_ESP_MIB}" "$@" \
-        ${IPE_DISK_ARGS} -o "$disk"
-    [ -z "${IPE_FLASH}" ] || ipe_build image flash "$disk" ${IPE_FLASH}
+    ipe_build image disk "${IPE_ROOT}" --root-hash "${IPE_ROOT}.roothash" --architecture "${IPE_ARCHITECTURE}" --esp-mib "${IPE_ESP_MIB}" "$@" \
+        ${IPE_DISK_ARGS} ${IPE_FLASH} -o "${IPE_OUT}/${IPE_DISK_NAME}"
 }
 addtask ipe_disk after do_image_complete before do_build
 
-python do_ipe_disk_setscene () {
-    sstate_setscene(d)
-}
-addtask do_ipe_disk_setscene
-
-python () {
-    ipe_only_with_root(d, "do_ipe_disk")
+# A sealed initramfs knows its root hash, and takes none from outside.
+ipe_set_command_line () {
+    command_line="${IPE_COMMAND_LINE}"
+    [ "${IPE_SEALED}" = "1" ] || command_line="$command_line roothash=$(cat "${IPE_ROOT}.roothash")"
 }

@@ -3,7 +3,7 @@
 #
 # The probes' programs are in the image: RDEPENDS on ipe-probe, or /usr/lib/ipe-probe by your own means (docs/boot.md).
 
-inherit ipe-common
+inherit ipe-task ipe-keys
 
 IPE_EVIDENCE_IMAGE ??= "${DEPLOY_DIR_IMAGE}/${IPE_DISK_NAME}"
 IPE_EVIDENCE_IMAGE[doc] = "The disk image that is booted."
@@ -14,15 +14,11 @@ IPE_EVIDENCE_ARGS[doc] = "More arguments for `ipe-build boot`, such as --applica
 IPE_EVIDENCE_DEPENDS ??= "qemu-system-native:do_populate_sysroot"
 IPE_EVIDENCE_DEPENDS[doc] = "Tasks that make the emulator. Empty when it comes from the host (then add it to HOSTTOOLS)."
 
-IPE_EVIDENCE_DIR = "${WORKDIR}/ipe-evidence"
+SSTATETASKS += "do_ipe_evidence"
 do_ipe_evidence[doc] = "Boots the finished disk with probes; what was denied is the evidence, and deployed"
-do_ipe_evidence[cleandirs] = "${IPE_EVIDENCE_DIR}"
-do_ipe_evidence[sstate-inputdirs] = "${IPE_EVIDENCE_DIR}"
-do_ipe_evidence[sstate-outputdirs] = "${DEPLOY_DIR_IMAGE}"
-do_ipe_evidence[depends] += "${IPE_BUILD_TASKS} ${IPE_EVIDENCE_DEPENDS}"
+do_ipe_evidence[depends] += "${IPE_EVIDENCE_DEPENDS}"
 do_ipe_evidence[file-checksums] += "${@ipe_certificates(d, 'IPE_POLICY_CERT')}"
 do_ipe_evidence[vardepsexclude] += "IPE_POLICY_CERT"
-SSTATETASKS += "do_ipe_evidence"
 do_ipe_evidence () {
     ipe_need_file IPE_EVIDENCE_IMAGE "${IPE_EVIDENCE_IMAGE}"
     set --
@@ -32,15 +28,6 @@ do_ipe_evidence () {
         ipe_need IPE_POLICY_KEY "${@ipe_key(d, 'POLICY')}"
         set -- "$@" --policy "${IPE_EVIDENCE_POLICY}" --key "${@ipe_key(d, 'POLICY')}" --cert "${IPE_POLICY_CERT}"
     fi
-    ipe_build boot "${IPE_EVIDENCE_IMAGE}" "$@" ${IPE_EVIDENCE_ARGS} --evidence "${IPE_EVIDENCE_DIR}/${IMAGE_LINK_NAME}.evidence.json"
+    ipe_build boot "${IPE_EVIDENCE_IMAGE}" "$@" ${IPE_EVIDENCE_ARGS} --evidence "${IPE_OUT}/${IMAGE_LINK_NAME}.evidence.json"
 }
 addtask ipe_evidence after do_ipe_disk before do_build
-
-python do_ipe_evidence_setscene () {
-    sstate_setscene(d)
-}
-addtask do_ipe_evidence_setscene
-
-python () {
-    ipe_only_with_root(d, "do_ipe_evidence")
-}

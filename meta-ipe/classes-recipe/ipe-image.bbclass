@@ -5,17 +5,19 @@
 # Sidecars of IMAGE.TYPE: .verity .roothash .verity.env (do_image_TYPE), .roothash.p7s .verity-sig (do_ipe_sign)
 # The image itself goes to sstate (OE-core leaves it out): so what comes after it, a signature or a policy, never makes it again.
 
-inherit ipe-common ipe-spdx
+inherit ipe-task ipe-keys ipe-spdx
 
-IPE_ROOT_FILESYSTEM ??= "erofs"
-IPE_ROOT_FILESYSTEM[doc] = "Filesystem of the verity root: erofs, squashfs or ext4."
 IPE_VERITY_HASH ??= "sha256"
+IPE_VERITY_HASH[wanted] = "sha(1|224|256|384|512|3-224|3-256|3-384|3-512)|blake2b-(160|256|384|512)|blake2s-(128|160|224|256)"
 IPE_VERITY_HASH[doc] = "Hash algorithm of the tree, as the kernel and veritysetup name it."
 IPE_VERITY_SALT ??= ""
+IPE_VERITY_SALT[wanted] = "-|([0-9a-fA-F]{2})*"
 IPE_VERITY_SALT[doc] = "Salt in hex, or - for none. Empty: derived from the image's name and machine, the same in every build."
 IPE_VERITY_BLOCK_SIZE ??= "4096"
+IPE_VERITY_BLOCK_SIZE[wanted] = "[0-9]+"
 IPE_VERITY_BLOCK_SIZE[doc] = "Data and hash block size in bytes; not above the device's page size."
 IPE_IMAGE_SSTATE ??= "1"
+IPE_IMAGE_SSTATE[wanted] = "0|1"
 IPE_IMAGE_SSTATE[doc] = "1: images with a hash tree go to sstate. 0, as in OE-core: another builder makes the root filesystem again from packages."
 
 # Without this mkfs takes a random UUID: every build that sstate does not serve would have another root hash.
@@ -50,30 +52,21 @@ ipe_list_sidecars () {
         > "${IMGMANIFESTDIR}/do_image_ipe_$1.json"
 }
 
-IPE_SIGN_DIR = "${WORKDIR}/ipe-sign"
+SSTATETASKS += "do_ipe_sign"
 do_ipe_sign[doc] = "Signs the root hashes: .roothash.p7s for the kernel, .verity-sig for the signature partition"
-do_ipe_sign[cleandirs] = "${IPE_SIGN_DIR}"
-do_ipe_sign[sstate-inputdirs] = "${IPE_SIGN_DIR}"
-do_ipe_sign[sstate-outputdirs] = "${DEPLOY_DIR_IMAGE}"
-do_ipe_sign[depends] += "${IPE_BUILD_TASKS} ${IPE_KEYS_TASK}"
+do_ipe_sign[depends] += "${IPE_KEYS_TASK}"
 do_ipe_sign[file-checksums] += "${@ipe_certificates(d, 'IPE_VERITY_CERT')}"
 do_ipe_sign[vardepsexclude] += "IPE_VERITY_CERT"
-SSTATETASKS += "do_ipe_sign"
 do_ipe_sign () {
     ipe_need IPE_VERITY_KEY "${@ipe_key(d, 'VERITY')}"
     ipe_need_file IPE_VERITY_CERT "${IPE_VERITY_CERT}"
     for type in ${@" ".join(ipe_verity_types(d))}; do
         image="${IMAGE_LINK_NAME}.$type"
         ipe_build sign root-hash "${DEPLOY_DIR_IMAGE}/$image.roothash" --key "${@ipe_key(d, 'VERITY')}" --cert "${IPE_VERITY_CERT}" \
-            -o "${IPE_SIGN_DIR}/$image.roothash.p7s" --verity-sig "${IPE_SIGN_DIR}/$image.verity-sig"
+            -o "${IPE_OUT}/$image.roothash.p7s" --verity-sig "${IPE_OUT}/$image.verity-sig"
     done
 }
 addtask ipe_sign after do_image_complete before do_ipe_disk do_build
-
-python do_ipe_sign_setscene () {
-    sstate_setscene(d)
-}
-addtask do_ipe_sign_setscene
 
 python () {
     wanted = (d.getVar("IMAGE_FSTYPES") or "").split()
@@ -83,7 +76,7 @@ python () {
     root = d.getVar("IPE_ROOT_FILESYSTEM")
     if bb.data.inherits_class("ipe-disk", d) and ipe_verity_types(d) and root not in ipe_verity_types(d):
         bb.fatal("IPE_ROOT_FILESYSTEM is %s, and IMAGE_FSTYPES has no %s.verity: there would be no disk" % (root, root))
-    if not ipe_verity_types(d) or d.getVar("IPE_SEALED") == "1":
+    if d.getVar("IPE_SEALED") == "1":
         bb.build.deltask("do_ipe_sign", d)
     if ipe_verity_types(d) and d.getVar("IPE_IMAGE_SSTATE") == "1":
         for task in ("image-complete", "image-qa"):

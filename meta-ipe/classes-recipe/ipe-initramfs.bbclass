@@ -4,8 +4,6 @@
 
 inherit ipe-common deploy
 
-IPE_ROOT_FILESYSTEM ??= "erofs"
-IPE_ARCHITECTURE ??= "${@{'x86_64': 'x86-64', 'aarch64': 'arm64'}.get(d.getVar('TARGET_ARCH'), d.getVar('TARGET_ARCH'))}"
 IPE_ROOT_IMAGE ??= ""
 IPE_ROOT_IMAGE[doc] = "With IPE_SEALED: the image recipe whose root hash the initramfs holds."
 IPE_ROOT_HASH_FILE ??= "${DEPLOY_DIR_IMAGE}/${IPE_ROOT_IMAGE}-${MACHINE}.rootfs.${IPE_ROOT_FILESYSTEM}.roothash"
@@ -17,6 +15,7 @@ IPE_INITRAMFS_POLICY[doc] = "Signed policy in the initramfs; its file's stem is 
 IPE_INITRAMFS_DEPENDS ??= "${@'${IPE_ROOT_IMAGE}:do_image_complete' if d.getVar('IPE_SEALED') == '1' else 'ipe-policy:do_deploy'}"
 IPE_INITRAMFS_DEPENDS[doc] = "Task that makes IPE_INITRAMFS_POLICY; with IPE_SEALED the root hash."
 IPE_INITRAMFS_DROP ??= "CAP_MAC_ADMIN CAP_SYS_RAWIO CAP_SYS_PTRACE"
+IPE_INITRAMFS_DROP[wanted] = "( *CAP_[A-Z_]+)* *"
 IPE_INITRAMFS_DROP[doc] = "Capabilities that no process of the device gets. Without CAP_MAC_ADMIN enforcement cannot be switched off, nor a policy updated, until reboot."
 IPE_INITRAMFS_ARGS ??= ""
 IPE_INITRAMFS_ARGS[doc] = "More arguments for `ipe-build image initramfs`, such as --init /lib/systemd/systemd or --on-failure recovery."

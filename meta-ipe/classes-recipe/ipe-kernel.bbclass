@@ -3,13 +3,12 @@
 # After the recipe's own configuration the fragment is merged and resolved; a symbol that kconfig dropped or changed fails the build.
 # Files that CONFIG_ values name are relative to ${B}, so that no build path gets into the kernel.
 
-inherit ipe-common
+inherit ipe-keys
 
 IPE_KERNEL_FEATURES ??= "ipe dm-verity ${@'sealed' if d.getVar('IPE_SEALED') == '1' else 'dm-verity-signature modules'} initramfs ${IPE_ROOT_FILESYSTEM} ${@bb.utils.contains('MACHINE_FEATURES', 'efi', 'efi', '', d) if d.getVar('TARGET_ARCH') in ('x86_64', 'aarch64') else ''}"
 IPE_KERNEL_FEATURES[doc] = "What the kernel must be able to do: `ipe-build kernel fragment --list`."
 IPE_KERNEL_PROPERTIES ??= "boot_verified ${@'dmverity_roothash' if d.getVar('IPE_SEALED') == '1' else 'dmverity_signature'}"
 IPE_KERNEL_PROPERTIES[doc] = "IPE properties that policies of this device use."
-IPE_ROOT_FILESYSTEM ??= "erofs"
 IPE_BOOT_POLICY ??= "${DEPLOY_DIR_IMAGE}/ipe-boot.pol"
 IPE_BOOT_POLICY[doc] = "Text of the policy that is compiled into the kernel; the recipe ipe-boot-policy deploys it."
 IPE_BOOT_POLICY_DEPENDS ??= "ipe-boot-policy:do_deploy"

@@ -2,9 +2,10 @@
 #
 # The signature is the one that the kernel's sign-file makes; compressed modules stay compressed.
 
-inherit ipe-common
+inherit ipe-keys
 
 IPE_MODULE_DIGEST ??= "sha256"
+IPE_MODULE_DIGEST[wanted] = "sha256|sha384|sha512"
 IPE_MODULE_DIGEST[doc] = "Digest of the modules' signatures: sha256, sha384 or sha512."
 
 DEPENDS:append = " ${IPE_BUILD_DEPENDS}"

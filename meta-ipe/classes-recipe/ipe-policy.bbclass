@@ -5,15 +5,17 @@
 #
 # Deployed: NAME.pol (text) and, for a device policy, NAME.p7b (what the kernel loads). Packaged: NAME.p7b in IPE_POLICY_DIR.
 
-inherit ipe-common deploy
+inherit ipe-keys deploy
 
 IPE_POLICY_ROLE ?= "device"
+IPE_POLICY_ROLE[wanted] = "device|boot|reserved"
 IPE_POLICY_ROLE[doc] = "device: loaded and activated at boot. boot: compiled into the kernel, not signed, not packaged. reserved: the same, with room for ipe-seal."
 IPE_POLICY_TEMPLATE ?= "signed-verity"
 IPE_POLICY_TEMPLATE[doc] = "A named template (`ipe-build policy render --list`) or the path of a jinja2 file; add that to SRC_URI."
 IPE_POLICY_NAME ?= "${PN}"
 IPE_POLICY_NAME[doc] = "policy_name. systemd's older readers want ipe-policy."
 IPE_POLICY_VERSION ?= "0.0.1"
+IPE_POLICY_VERSION[wanted] = "[0-9]+[.][0-9]+[.][0-9]+"
 IPE_POLICY_VERSION[doc] = "policy_version A.B.C; must grow with every change, or the device refuses the update."
 IPE_POLICY_VARIABLES ?= ""
 IPE_POLICY_VARIABLES[doc] = "NAME=VALUE words for the template, such as allow_modules=true."
@@ -21,10 +23,10 @@ IPE_POLICY_DIR ?= "/usr/lib/ipe"
 IPE_POLICY_DIR[doc] = "Folder of signed policies in the package; systemd >= 257 loads them from there."
 IPE_POLICY_KERNEL_CONFIG ?= "${DEPLOY_DIR_IMAGE}/ipe-kernel-${MACHINE}.config"
 IPE_POLICY_KERNEL_CONFIG[doc] = "Resolved configuration that a device policy is checked against; ipe-kernel deploys it. Empty: no such check."
-IPE_POLICY_KERNEL_VERSION ?= "6.12"
-IPE_POLICY_KERNEL_VERSION[doc] = "The oldest kernel that loads the policy: its rules are the ones it is checked by."
+IPE_POLICY_KERNEL_VERSION ?= ""
+IPE_POLICY_KERNEL_VERSION[doc] = "Kernel whose rules the policy is checked by, such as 6.12. Empty: the one that IPE_POLICY_KERNEL_CONFIG is of; for a boot policy 6.12, the first."
 IPE_POLICY_CHECK_ARGS ?= ""
-IPE_POLICY_CHECK_ARGS[doc] = "More arguments for `ipe-build policy check`, such as --strict or --ledger FILE."
+IPE_POLICY_CHECK_ARGS[doc] = "More arguments for `ipe-build policy make`, such as --strict or --ledger FILE."
 
 DEPENDS:append = " ${IPE_BUILD_DEPENDS}"
 PACKAGE_ARCH = "${MACHINE_ARCH}"
@@ -34,35 +36,27 @@ do_compile[depends] += "${IPE_KEYS_TASK} ${@'virtual/kernel:do_deploy' if d.getV
 do_compile[file-checksums] += "${@ipe_certificates(d, 'IPE_POLICY_CERT') if d.getVar('IPE_POLICY_ROLE') == 'device' else ''}"
 do_compile[cleandirs] += "${B}"
 do_compile () {
-    policy="${B}/${IPE_POLICY_NAME}.pol"
     if [ "${IPE_POLICY_ROLE}" = "reserved" ]; then
-        ipe_build kernel reserve -o "$policy"
+        ipe_build kernel reserve -o "${B}/${IPE_POLICY_NAME}.pol"
         return
     fi
     set -- --name "${IPE_POLICY_NAME}" --policy-version "${IPE_POLICY_VERSION}" --role "${IPE_POLICY_ROLE}"
     for variable in ${IPE_POLICY_VARIABLES}; do
         set -- "$@" --set "$variable"
     done
-    ipe_build policy render "${IPE_POLICY_TEMPLATE}" "$@" -o "$policy"
-    set -- --kernel-version "${IPE_POLICY_KERNEL_VERSION}" ${IPE_POLICY_CHECK_ARGS}
-    if [ "${IPE_POLICY_ROLE}" = "boot" ]; then
-        ipe_build policy check "$policy" "$@" --boot-policy
-    else
+    [ -z "${IPE_POLICY_KERNEL_VERSION}" ] || set -- "$@" --kernel-version "${IPE_POLICY_KERNEL_VERSION}"
+    if [ "${IPE_POLICY_ROLE}" = "device" ]; then
+        ipe_need IPE_POLICY_KEY "${@ipe_key(d, 'POLICY')}"
+        ipe_need_file IPE_POLICY_CERT "${IPE_POLICY_CERT}"
+        set -- "$@" --key "${@ipe_key(d, 'POLICY')}" --cert "${IPE_POLICY_CERT}"
         if [ -n "${IPE_POLICY_KERNEL_CONFIG}" ]; then
             ipe_need_file IPE_POLICY_KERNEL_CONFIG "${IPE_POLICY_KERNEL_CONFIG}"
             set -- "$@" --target-config "${IPE_POLICY_KERNEL_CONFIG}"
         fi
-        ipe_build policy check "$policy" "$@"
-        ipe_sign_policy "$policy"
     fi
+    ipe_build policy make "${IPE_POLICY_TEMPLATE}" "$@" ${IPE_POLICY_CHECK_ARGS} -o "${B}"
 }
-
-ipe_sign_policy () {
-    ipe_need IPE_POLICY_KEY "${@ipe_key(d, 'POLICY')}"
-    ipe_need_file IPE_POLICY_CERT "${IPE_POLICY_CERT}"
-    ipe_build sign policy "$1" --key "${@ipe_key(d, 'POLICY')}" --cert "${IPE_POLICY_CERT}" -o "${B}/${IPE_POLICY_NAME}.p7b"
-}
-ipe_sign_policy[vardepsexclude] += "IPE_POLICY_CERT"
+do_compile[vardepsexclude] += "IPE_POLICY_CERT"
 
 do_install () {
     if [ "${IPE_POLICY_ROLE}" = "device" ]; then
@@ -76,8 +70,3 @@ do_deploy () {
     done
 }
 addtask deploy after do_compile before do_build
-
-python () {
-    if d.getVar("IPE_POLICY_ROLE") not in ("device", "boot", "reserved"):
-        bb.fatal("IPE_POLICY_ROLE is '%s'; wanted device, boot or reserved" % d.getVar("IPE_POLICY_ROLE"))
-}

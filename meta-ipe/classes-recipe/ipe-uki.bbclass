@@ -1,9 +1,8 @@
 # Image recipes (IMAGE_CLASSES += "ipe-image ipe-uki ipe-disk"): kernel, initramfs and command line with this root's hash in one EFI
 # program, signed for Secure Boot; firmware starts it from the disk.
 
-inherit ipe-common ipe-disk
+inherit ipe-disk ipe-keys
 
-IPE_ROOT_FILESYSTEM ??= "erofs"
 IPE_SECUREBOOT_KEY ??= ""
 IPE_SECUREBOOT_KEY[doc] = "URI of the key that signs EFI programs. Empty: the UKI is not signed."
 IPE_SECUREBOOT_CERT ??= ""
@@ -16,15 +15,11 @@ IPE_UKI_ARGS ??= ""
 IPE_UKI_ARGS[doc] = "More arguments for `ipe-build image uki`, such as --dtb FILE or --sbat FILE."
 IPE_UKI = "${DEPLOY_DIR_IMAGE}/${IMAGE_LINK_NAME}.uki.efi"
 
-IPE_UKI_DIR = "${WORKDIR}/ipe-uki"
+SSTATETASKS += "do_ipe_uki"
 do_ipe_uki[doc] = "Makes and signs the unified kernel image"
-do_ipe_uki[cleandirs] = "${IPE_UKI_DIR}"
-do_ipe_uki[sstate-inputdirs] = "${IPE_UKI_DIR}"
-do_ipe_uki[sstate-outputdirs] = "${DEPLOY_DIR_IMAGE}"
-do_ipe_uki[depends] += "${IPE_BUILD_TASKS} ${IPE_UKI_DEPENDS} ${IPE_KEYS_TASK}"
+do_ipe_uki[depends] += "${IPE_UKI_DEPENDS} ${IPE_KEYS_TASK}"
 do_ipe_uki[file-checksums] += "${@ipe_certificates(d, 'IPE_SECUREBOOT_CERT')}"
 do_ipe_uki[vardepsexclude] += "IPE_SECUREBOOT_CERT"
-SSTATETASKS += "do_ipe_uki"
 do_ipe_uki () {
     ipe_need_file IPE_KERNEL_IMAGE "${IPE_KERNEL_IMAGE}"
     ipe_need_file IPE_INITRAMFS_IMAGE "${IPE_INITRAMFS_IMAGE}"
@@ -35,17 +30,8 @@ do_ipe_uki () {
         ipe_need_file IPE_SECUREBOOT_CERT "${IPE_SECUREBOOT_CERT}"
         set -- "$@" --key "${@ipe_key(d, 'SECUREBOOT')}" --cert "${IPE_SECUREBOOT_CERT}"
     fi
-    ipe_set_root
+    ipe_set_command_line
     ipe_build image uki "$@" --kernel "${IPE_KERNEL_IMAGE}" --initramfs "${IPE_INITRAMFS_IMAGE}" --stub "${IPE_UKI_STUB}" \
-        --command-line "$command_line" ${IPE_UKI_ARGS} -o "${IPE_UKI_DIR}/${IMAGE_LINK_NAME}.uki.efi"
+        --command-line "$command_line" ${IPE_UKI_ARGS} -o "${IPE_OUT}/${IMAGE_LINK_NAME}.uki.efi"
 }
 addtask ipe_uki after do_image_complete before do_ipe_disk do_build
-
-python do_ipe_uki_setscene () {
-    sstate_setscene(d)
-}
-addtask do_ipe_uki_setscene
-
-python () {
-    ipe_only_with_root(d, "do_ipe_uki")
-}

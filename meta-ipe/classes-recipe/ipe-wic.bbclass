@@ -21,19 +21,16 @@ IPE_DISK_ARGS:append:task-ipe-disk = " --wks"
 IPE_FLASH:task-ipe-disk = ""
 
 IPE_WKS_PATH = "${@bb.utils.which(':'.join('%s/files/wic:%s/wic' % (one, one) for one in d.getVar('BBPATH').split(':')), d.getVar('IPE_WKS_FILE'))}"
-IPE_WIC_DIR = "${WORKDIR}/ipe-wic"
 IPE_WIC_WORK = "${WORKDIR}/ipe-wic-work"
 IPE_WIC_VARS = "${WORKDIR}/ipe-wic-vars"
+SSTATETASKS += "do_ipe_wic"
 do_ipe_wic[doc] = "Puts the disk together with wic"
-do_ipe_wic[cleandirs] = "${IPE_WIC_DIR} ${IPE_WIC_WORK}"
-do_ipe_wic[sstate-inputdirs] = "${IPE_WIC_DIR}"
-do_ipe_wic[sstate-outputdirs] = "${DEPLOY_DIR_IMAGE}"
-do_ipe_wic[depends] += "${IPE_BUILD_TASKS} ${IPE_WIC_DEPENDS}"
+do_ipe_wic[cleandirs] += "${IPE_WIC_WORK}"
+do_ipe_wic[depends] += "${IPE_WIC_DEPENDS}"
 do_ipe_wic[file-checksums] += "${@'%s:True' % d.getVar('IPE_WKS_PATH') if d.getVar('IPE_WKS_PATH') else ''}"
 do_ipe_wic[vardeps] += "APPEND IMAGE_BOOT_FILES IMAGE_EFI_BOOT_FILES IMAGE_EXTRA_PARTITION_FILES"
 do_ipe_wic[vardepsexclude] += "IPE_WKS_PATH TOPDIR"
 do_ipe_wic[prefuncs] += "ipe_wic_variables"
-SSTATETASKS += "do_ipe_wic"
 IPE_SPDX_TASKS:append = " ipe_wic"
 SPDX_IMAGE_PURPOSE:ipe-wic ?= "diskImage"
 SPDX_IMAGE_PURPOSE:ipe-disk = "archive"
@@ -60,18 +57,12 @@ do_ipe_wic () {
     install -m 0644 "${IPE_WKS_PATH}" "${IPE_WIC_WORK}/disk.wks"
     BUILDDIR="${TOPDIR}" wic create "${IPE_WIC_WORK}/disk.wks" --vars "${IPE_WIC_VARS}" -e "${IMAGE_BASENAME}" -o "${IPE_WIC_WORK}/out" \
         -w "${IPE_WIC_WORK}/tmp" ${WIC_CREATE_EXTRA_ARGS} || bbfatal "wic failed with the kickstart file of IPE_WKS_FILE, ${IPE_WKS_FILE}"
-    mv "${IPE_WIC_WORK}/out"/disk-*.direct "${IPE_WIC_DIR}/${IPE_DISK_NAME}"
-    [ -z "${IPE_FLASH}" ] || ipe_build image flash "${IPE_WIC_DIR}/${IPE_DISK_NAME}" ${IPE_FLASH}
+    mv "${IPE_WIC_WORK}/out"/disk-*.direct "${IPE_OUT}/${IPE_DISK_NAME}"
+    [ -z "${IPE_FLASH}" ] || ipe_build image flash "${IPE_OUT}/${IPE_DISK_NAME}" ${IPE_FLASH}
 }
 addtask ipe_wic after do_ipe_disk before do_ipe_audit do_ipe_evidence do_ipe_update do_ipe_measure do_ipe_attest do_build
-
-python do_ipe_wic_setscene () {
-    sstate_setscene(d)
-}
-addtask do_ipe_wic_setscene
 
 python () {
     if any(one.split(".")[0] == "wic" for one in (d.getVar("IMAGE_FSTYPES") or "").split()) and ipe_verity_types(d):
         bb.fatal("IMAGE_FSTYPES has wic, which is made before the root hash is signed: take it out, ipe-wic makes the disk (IPE_WKS_FILE)")
-    ipe_only_with_root(d, "do_ipe_wic")
 }

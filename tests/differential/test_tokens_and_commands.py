@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -19,39 +18,9 @@ from ipe_build.signing.loading import load_certificate
 from ipe_build.signing.profiles import PROFILES, sign_payload
 from ipe_build.signing.verify import verify_signature
 from tests.fixtures.keys import NOT_BEFORE
+from tests.fixtures.token import PIN, Token
 
-PIN = "719344"
 ROOT_HASH = "cd" * 32
-_MODULES = ("/usr/lib/softhsm/libsofthsm2.so", "/usr/lib/x86_64-linux-gnu/softhsm/libsofthsm2.so", "/usr/lib64/softhsm/libsofthsm.so")
-
-
-@dataclass(frozen=True)
-class Token:
-    """A SoftHSM token `signing` with RSA keys of id 01 (policy) and 02 (verity), both labelled `key`, and a P-384 key of id 03."""
-
-    config: Path
-    module: str
-    p384: KeySet
-
-    def uri(self, rest: str, query: str = "") -> str:
-        return f"pkcs11:token=signing;{rest}?module-path={self.module}{query}"
-
-
-@pytest.fixture(scope="module")
-def token(test_keys: KeySet, host: Host, need, tmp_path_factory: pytest.TempPathFactory) -> Token:
-    need("softhsm2-util")
-    pytest.importorskip("pkcs11") if not os.environ.get("CI") else __import__("pkcs11")
-    folder = tmp_path_factory.mktemp("softhsm")
-    (folder / "tokens").mkdir()
-    config = folder / "softhsm2.conf"
-    config.write_text(f"directories.tokendir = {folder}/tokens\nobjectstore.backend = file\nlog.level = ERROR\n")
-    p384 = create_keys(folder / "p384", host, not_before=NOT_BEFORE, key_type="p384", lifetime_days=36500)
-    env = {"SOFTHSM2_CONF": str(config)}
-    host.run(["softhsm2-util", "--init-token", "--free", "--label", "signing", "--pin", PIN, "--so-pin", "9876"], env=env)
-    for key, number in ((test_keys.pair("policy"), "01"), (test_keys.pair("verity"), "02"), (p384.pair("verity"), "03")):
-        argv = ["softhsm2-util", "--import", key.key, "--token", "signing", "--label", "key", "--id", number, "--pin", PIN]
-        host.run(argv, env=env)
-    return Token(config, next(path for path in _MODULES if Path(path).is_file()), p384)
 
 
 def _sign(token: Token, uri: str, certificate: Path, out: Path, **env: str) -> subprocess.CompletedProcess[str]:

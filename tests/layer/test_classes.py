@@ -191,17 +191,45 @@ def test_missing_value_fails_with_the_variables_name(build_folder, need, tmp_pat
     assert message in answer.fatal
 
 
+EVERYTHING = "ipe-image ipe-uki ipe-disk ipe-audit ipe-attest ipe-evidence"
 WRONG = (
-    ("small-image", {"IPE_ROOT_FILESYSTEM": "squashfs"}, "IPE_ROOT_FILESYSTEM is squashfs, and IMAGE_FSTYPES has no squashfs.verity"),
-    ("ipe-policy", {"IPE_POLICY_ROLE__pn-ipe-policy": "devcie"}, "IPE_POLICY_ROLE is 'devcie'; wanted device, boot or reserved"),
-    ("ipe-policy", {"IPE_SIGNING": "later"}, "IPE_SIGNING is 'later'; wanted key or plan"),
+    ("small-image", "IPE_ROOT_FILESYSTEM", "squashfs", "IPE_ROOT_FILESYSTEM is squashfs, and IMAGE_FSTYPES has no squashfs.verity"),
+    ("small-image", "IPE_ROOT_FILESYSTEM", "btrfs", "wanted erofs|squashfs|ext4"),
+    ("small-image", "IPE_SEALED", "yes", "wanted 0|1"),
+    ("linux-yocto", "IPE_SEALED", "true", "wanted 0|1"),
+    ("small-image", "IPE_SLOTS", "2", "wanted 0|1"),
+    ("small-image", "IPE_VERITY_HASH", "md5", "wanted sha"),
+    ("small-image", "IPE_VERITY_SALT", "xyz", "wanted -|"),
+    ("small-image", "IPE_VERITY_BLOCK_SIZE", "4k", "wanted [0-9]+"),
+    ("small-image", "IPE_ESP_MIB", "0", "wanted [1-9]"),
+    ("small-image", "IPE_FLASH", "--bmp", "wanted ( *--(bmap"),
+    ("small-image", "IPE_REFERENCE_VALUES", "on", "wanted 0|1"),
+    ("small-image", "IPE_UPDATE_FORMATS", "zip", "wanted ( *(rauc|swupdate))* *"),
+    ("small-image", "IPE_UPDATE_BOOTLOADER", "lilo", "wanted efi|"),
+    ("ipe-policy", "IPE_POLICY_ROLE__pn-ipe-policy", "devcie", "wanted device|boot|reserved"),
+    ("ipe-policy", "IPE_POLICY_VERSION", "1.0", "wanted [0-9]+"),
+    ("ipe-policy", "IPE_SIGNING", "later", "wanted key|plan"),
+    ("ipe-keys-test", "IPE_ALLOW_TEST_KEYS", "yes", "wanted 0|1"),
+    ("ipe-initramfs", "IPE_INITRAMFS_DROP", "MAC_ADMIN", "wanted ( *CAP_"),
+    ("linux-yocto", "IPE_MODULE_DIGEST", "sha1", "wanted sha256|sha384|sha512"),
+    ("linux-yocto", "IPE_POLICY_BY_PATH", "on", "wanted 0|1"),
 )
 
 
-@pytest.mark.parametrize(("recipe", "settings", "message"), WRONG, ids=[next(iter(row[1])) for row in WRONG])
-def test_wrong_value_stops_the_parse_with_the_variables_name(build_folder, recipe, settings, message) -> None:
-    answer = build_folder.bitbake(parse=(recipe,), **settings)
-    assert not answer.ok and message in answer.log
+@pytest.mark.parametrize(("recipe", "variable", "value", "message"), WRONG, ids=[f"{row[1]}={row[2]}" for row in WRONG])
+def test_wrong_value_stops_the_parse_with_the_variables_name(build_folder, recipe, variable, value, message) -> None:
+    settings = {"IMAGE_CLASSES": EVERYTHING, "IPE_UKI_STUB": "/nowhere", "IPE_SLOTS": "1" if "UPDATE" in variable else "0"}
+    answer = build_folder.bitbake(parse=(recipe,), **(settings | {variable: value}))
+    assert not answer.ok and message in answer.log and variable.partition("__")[0] in answer.log
+
+
+def test_every_task_behind_the_image_comes_from_sstate_where_it_can(build_folder) -> None:
+    tasks = build_folder.bitbake(parse=("small-image",), IMAGE_CLASSES=f"{EVERYTHING} ipe-wic", IPE_SLOTS="1").recipes["small-image"][
+        "tasks"
+    ]
+    ours = {name for name in tasks if name.startswith("do_ipe_") and not name.endswith("_setscene")}
+    assert ours == {f"do_ipe_{one}" for one in ("sign", "uki", "disk", "wic", "audit", "measure", "attest", "evidence", "update")}
+    assert {f"{name}_setscene" for name in ours} <= tasks.keys()
 
 
 def test_pin_in_a_key_uri_is_refused(build_folder) -> None:

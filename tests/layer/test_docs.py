@@ -21,14 +21,19 @@ def escaped(text: str) -> str:
 
 
 def yocto_table() -> str:
-    lines = ["| variable | class | default | |", "|---|---|---|---|"]
-    for path in sorted((ROOT / "meta-ipe/classes-recipe").glob("*.bbclass")):
+    lines = ["| variable | in | default | |", "|---|---|---|---|"]
+    layer = ROOT / "meta-ipe"
+    for path in (
+        *sorted(layer.glob("classes-recipe/*.bbclass")),
+        *sorted(layer.glob("recipes-*/*/*.bb")),
+        *sorted(layer.glob("recipes-*/*/*.inc")),
+    ):
         text = path.read_text()
         for name, doc in re.findall(r'^(IPE_\w+)\[doc\] = "(.*)"$', text, re.MULTILINE):
             default = re.search(rf'^{name} *\?\??= "(.*)"$', text, re.MULTILINE)
             assert default, name
             shown = f"`{escaped(default[1])}`" if default[1] and len(default[1]) < 70 else "computed" if default[1] else ""
-            lines.append(f"| `{name}` | {path.stem} | {shown} | {escaped(doc)} |")
+            lines.append(f"| `{name}` | {path.stem.partition('_')[0]} | {shown} | {escaped(doc)} |")
     return "\n".join(lines) + "\n"
 
 

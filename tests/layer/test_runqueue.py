@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -140,7 +141,7 @@ def test_offline_signing_pauses_and_resumes_where_it_stopped(first_builder, seco
     settings |= {f"IPE_{role}_KEY": "" for role in ("POLICY", "VERITY", "MODULE")}
     offline = second.with_settings(**settings)
     paused = offline.bitbake("small-image", "-k")
-    assert not paused.ok and "IPE_SIGNING is plan and" in paused.output and str(wanted) in paused.output
+    assert not paused.ok and "IPE_SIGNING is plan:" in paused.output and str(wanted) in paused.output
     assert paused.ran >= ROOT and not paused.ran & (DISK | INITRAMFS)
     assert answer(wanted, test_keys) == 2
     resumed = offline.built("small-image")
@@ -246,7 +247,7 @@ def test_statement_signed_offline_is_the_same_statement(second, test_keys, need,
     wanted = tmp_path / "wanted"
     offline = attesting(second, test_keys, IPE_SIGNING="plan", IPE_SIGNATURES=str(wanted), IPE_ATTESTATION_KEY="")
     paused = offline.bitbake("small-image")
-    assert not paused.ok and "IPE_SIGNING is plan and" in paused.output and shared(paused.ran) == ATTEST
+    assert not paused.ok and "IPE_SIGNING is plan:" in paused.output and shared(paused.ran) == ATTEST
     assert answer(wanted, test_keys) == 1
     assert shared(offline.built("small-image").ran) == ATTEST
     place = offline.deploy / "small-image-small.provenance.dsse.json"
@@ -277,11 +278,20 @@ def test_spdx_document_lists_what_the_tasks_after_the_image_made(second, tmp_pat
         builder = Builder(tmp_path / "third", builder.tree, {**builder.settings, "SSTATE_MIRROR": second.settings["SSTATE_MIRROR"]})
 
 
-def test_slots_bring_their_files_into_the_root_and_make_the_updates(second, test_keys, need) -> None:
+def rauc_info(rauc: Path, bundle: Path, root: Path, keyring: Path) -> subprocess.CompletedProcess[str]:
+    """What RAUC says of a bundle, by the device's own system.conf with another keyring; it checks the signature first."""
+    text = (root / "etc/rauc/system.conf").read_text()
+    config = bundle.with_suffix(".conf")
+    config.write_text(re.sub("^path=.*$", f"path={keyring}", text, flags=re.MULTILINE))
+    return subprocess.run([rauc, "-c", config, "info", "--output-format=json", bundle], capture_output=True, text=True)
+
+
+def test_slots_bring_their_files_into_the_root_and_make_the_updates(second, test_keys, foreign_keys, need) -> None:
     need("sfdisk")
     pair = test_keys.pair("module")
     settings = {"IPE_SLOTS": "1", "IPE_UPDATE_COMPATIBLE": "board", "IPE_UPDATE_KEYRING": str(test_keys.root.certificate)}
-    settings |= {"IPE_UPDATE_FORMATS": "swupdate", "IPE_UPDATE_KEY": pair.uri, "IPE_UPDATE_CERT": str(pair.certificate)}
+    settings |= {"IPE_UPDATE_FORMATS": "rauc swupdate", "IPE_UPDATE_KEY": pair.uri, "IPE_UPDATE_CERT": str(pair.certificate)}
+    settings |= {"ASSUME_PROVIDED__append": " rauc-native"}
     builder = second.with_settings(**settings)
     run = builder.built("small-image")
     assert shared(run.ran) == ROOT | SIGN | DISK | UPDATE | {"ipe-slot:do_package"}
@@ -300,11 +310,18 @@ def test_slots_bring_their_files_into_the_root_and_make_the_updates(second, test
     }
     assert (update / "root.img").read_bytes() == (builder.deploy / "small-image-small.erofs").read_bytes()
     assert (builder.deploy / "small-image-small.swu").read_bytes()[:6] == b"070702"
+    bundle = builder.deploy / "small-image-small.raucb"
+    said = rauc_info(need("rauc"), bundle, root, test_keys.root.certificate)
+    assert said.returncode == 0, said.stderr
+    info = json.loads(said.stdout)
+    assert (info["compatible"], info["version"]) == ("board", "1")
+    assert {name for image in info["images"] for name in image} == {"esp", "root", "verity", "signature"}
+    assert rauc_info(need("rauc"), bundle, root, foreign_keys.root.certificate).returncode != 0
     # A new version of the same build: the update alone.
     again = builder.with_settings(IPE_UPDATE_VERSION="2").built("small-image")
     assert again.ran == UPDATE and b'version = "2"' in (update / "sw-description").read_bytes()
     wrong = builder.with_settings(IPE_UPDATE_FORMATS="zip").bitbake("small-image")
-    assert not wrong.ok and "IPE_UPDATE_FORMATS has 'zip'" in wrong.output
+    assert not wrong.ok and "IPE_UPDATE_FORMATS is 'zip'; wanted" in wrong.output
 
 
 def test_flash_files_lie_beside_the_disk(first_builder) -> None:

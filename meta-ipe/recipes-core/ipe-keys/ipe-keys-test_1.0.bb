@@ -6,7 +6,7 @@ LICENSE = "MIT"
 LIC_FILES_CHKSUM = "file://${COMMON_LICENSE_DIR}/MIT;md5=0835ade698e0bcf8506ecda2f7b4f302"
 
 inherit features_check nopackages
-inherit ipe-common
+inherit ipe-keys
 
 REQUIRED_DISTRO_FEATURES = "ipe"
 INHIBIT_DEFAULT_DEPS = "1"

@@ -6,12 +6,15 @@ LICENSE = "MIT"
 LIC_FILES_CHKSUM = "file://${COMMON_LICENSE_DIR}/MIT;md5=0835ade698e0bcf8506ecda2f7b4f302"
 
 inherit features_check
-inherit ipe-common
+inherit ipe-keys
 
 REQUIRED_DISTRO_FEATURES = "ipe"
 INHIBIT_DEFAULT_DEPS = "1"
 DEPENDS:append = " ${IPE_BUILD_DEPENDS}"
 PACKAGE_ARCH = "${MACHINE_ARCH}"
+
+IPE_UPDATE_KEYRING ??= ""
+IPE_UPDATE_KEYRING[doc] = "Certificates (PEM) that the device trusts for updates, installed by ipe-slot. Empty: another recipe brings /etc/rauc/keyring.pem."
 
 # What is the same on the device for every version of an update: none is named here.
 do_compile[cleandirs] += "${B}"
