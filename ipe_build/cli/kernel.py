@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import shutil
 from argparse import ArgumentParser, Namespace
-from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
 from ipe_build.cli import Outcome
 from ipe_build.cli.kernel_seal import configure_compare, configure_reserve, configure_seal, run_compare, run_reserve, run_seal
+from ipe_build.cli.subverbs import SubVerb, configure_rows, run_row
 from ipe_build.errors import ExitStatus, InputError
 from ipe_build.formats.dotconfig import parse_dotconfig, render_dotconfig
 from ipe_build.host import Host
@@ -26,26 +25,14 @@ from ipe_build.policy.parser import Role, parse
 from ipe_build.policy.properties import PROPERTY_OF_NAME
 
 
-class _SubVerb(NamedTuple):
-    """A row: the word, what adds its options, what runs it, one line of help."""
-
-    name: str
-    configure: Callable[[ArgumentParser], None]
-    run: Callable[[Namespace, Host], Outcome]
-    help: str
-
-
 def configure(parser: ArgumentParser) -> None:
     """Adds the sub-verbs to the verb's parser."""
-    subs = parser.add_subparsers(dest="subverb", metavar="SUBVERB", required=True)
-    for row in _SUBVERBS:
-        sub = subs.add_parser(row.name, help=row.help, description=f"{row.help[0].upper()}{row.help[1:]}.")
-        row.configure(sub)
+    configure_rows(parser, _SUBVERBS)
 
 
 def run(arguments: Namespace, host: Host) -> Outcome:
     """Returns the outcome of the sub-verb that was asked for."""
-    return next(row for row in _SUBVERBS if row.name == arguments.subverb).run(arguments, host)
+    return run_row(arguments, _SUBVERBS, host)
 
 
 def _need_options(parser: ArgumentParser) -> None:
@@ -284,12 +271,12 @@ def _facts_text(facts: KernelFacts) -> str:
     return "\n".join(lines)
 
 
-_SUBVERBS: tuple[_SubVerb, ...] = (
-    _SubVerb("fragment", _configure_fragment, _run_fragment, "print the kernel configuration that a policy and an image need"),
-    _SubVerb("check", _configure_check, _run_check, "compare a resolved .config with what is needed"),
-    _SubVerb("inspect", _configure_inspect, _run_inspect, "print what a kernel binary says about itself: nothing is run"),
-    _SubVerb("build", _configure_build, _run_build, "build a kernel with a boot policy and certificates"),
-    _SubVerb("reserve", configure_reserve, run_reserve, "write the boot policy to compile into a kernel that is sealed later"),
-    _SubVerb("seal", configure_seal, run_seal, "write the boot policy into a kernel that is built already"),
-    _SubVerb("compare", configure_compare, run_compare, "say whether two kernels are the same, and where not"),
+_SUBVERBS: tuple[SubVerb, ...] = (
+    SubVerb("fragment", _configure_fragment, _run_fragment, "print the kernel configuration that a policy and an image need"),
+    SubVerb("check", _configure_check, _run_check, "compare a resolved .config with what is needed"),
+    SubVerb("inspect", _configure_inspect, _run_inspect, "print what a kernel binary says about itself: nothing is run"),
+    SubVerb("build", _configure_build, _run_build, "build a kernel with a boot policy and certificates"),
+    SubVerb("reserve", configure_reserve, run_reserve, "write the boot policy to compile into a kernel that is sealed later"),
+    SubVerb("seal", configure_seal, run_seal, "write the boot policy into a kernel that is built already"),
+    SubVerb("compare", configure_compare, run_compare, "say whether two kernels are the same, and where not"),
 )
