@@ -5,7 +5,7 @@
 # Sidecars of IMAGE.TYPE: .verity .roothash .verity.env (do_image_TYPE), .roothash.p7s .verity-sig (do_ipe_sign)
 # The image itself goes to sstate (OE-core leaves it out): so what comes after it, a signature or a policy, never makes it again.
 
-inherit ipe-task ipe-keys ipe-spdx
+inherit ipe-sign ipe-spdx
 
 IPE_VERITY_HASH ??= "sha256"
 IPE_VERITY_HASH[wanted] = "sha(1|224|256|384|512|3-224|3-256|3-384|3-512)|blake2b-(160|256|384|512)|blake2s-(128|160|224|256)"
@@ -52,22 +52,6 @@ ipe_list_sidecars () {
         > "${IMGMANIFESTDIR}/do_image_ipe_$1.json"
 }
 
-SSTATETASKS += "do_ipe_sign"
-do_ipe_sign[doc] = "Signs the root hashes: .roothash.p7s for the kernel, .verity-sig for the signature partition"
-do_ipe_sign[depends] += "${IPE_KEYS_TASK}"
-do_ipe_sign[file-checksums] += "${@ipe_certificates(d, 'IPE_VERITY_CERT')}"
-do_ipe_sign[vardepsexclude] += "IPE_VERITY_CERT"
-do_ipe_sign () {
-    ipe_need IPE_VERITY_KEY "${@ipe_key(d, 'VERITY')}"
-    ipe_need_file IPE_VERITY_CERT "${IPE_VERITY_CERT}"
-    for type in ${@" ".join(ipe_verity_types(d))}; do
-        image="${IMAGE_LINK_NAME}.$type"
-        ipe_build sign root-hash "${DEPLOY_DIR_IMAGE}/$image.roothash" --key "${@ipe_key(d, 'VERITY')}" --cert "${IPE_VERITY_CERT}" \
-            -o "${IPE_OUT}/$image.roothash.p7s" --verity-sig "${IPE_OUT}/$image.verity-sig"
-    done
-}
-addtask ipe_sign after do_image_complete before do_ipe_disk do_build
-
 python () {
     wanted = (d.getVar("IMAGE_FSTYPES") or "").split()
     for one in ipe_verity_types(d):
@@ -76,8 +60,6 @@ python () {
     root = d.getVar("IPE_ROOT_FILESYSTEM")
     if bb.data.inherits_class("ipe-disk", d) and ipe_verity_types(d) and root not in ipe_verity_types(d):
         bb.fatal("IPE_ROOT_FILESYSTEM is %s, and IMAGE_FSTYPES has no %s.verity: there would be no disk" % (root, root))
-    if d.getVar("IPE_SEALED") == "1":
-        bb.build.deltask("do_ipe_sign", d)
     if ipe_verity_types(d) and d.getVar("IPE_IMAGE_SSTATE") == "1":
         for task in ("image-complete", "image-qa"):
             d.delVar("SSTATE_SKIP_CREATION:task-" + task)
