@@ -8,7 +8,8 @@ that were deleted in the last minute), nothing is deleted before the end, and th
 
 `ours` is the call that a build makes, `command` the whole process of `ipe-build modules sign`. Three bounds, each in as many processes as
 do it fastest: `signature` is the signature operation alone, `files` the reading, writing and renaming alone, `both` both, module by module,
-in a loop that does nothing else: what remains is what ipe-build itself adds. The second table is processor time a module.
+in a loop that does nothing else: what remains is what ipe-build itself adds. That loop hashes each module alone, with OpenSSL; ipe-build
+hashes many together, so `of both` may exceed 100%. The second table is processor time a module.
 """
 
 from __future__ import annotations
