@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from ipe_build.host import Host
 
 from ipe_build.audit.walk import ON, Step, allows, drivers, ends, setting_of, settings_of, unforeseen
+from ipe_build.audit.walk_integrity import integrity_set_up
 from ipe_build.audit.walk_program import starts
 
 _MAX_INIT = 255
@@ -159,8 +160,9 @@ def root_mounts(facts: ImageFacts, host: Host) -> Step:
 
 
 def policies_load(facts: ImageFacts, host: Host) -> Step:
-    """ipe-init loads and activates the policies, each from where it is told."""
-    return _loaded(facts)[0]
+    """ipe-init loads and activates the policies, each from where it is told; then what IMA and EVM need."""
+    step, active = _loaded(facts)
+    return step if step is not ON else integrity_set_up(facts, active)
 
 
 def _loaded(facts: ImageFacts) -> tuple[Step, Policy | None]:

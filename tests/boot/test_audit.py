@@ -10,11 +10,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from uuid import UUID
 
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import rsa
+from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import NameOID
 
 from ipe_build.audit.checks import CHECKS, audit, checks_table
@@ -480,6 +482,49 @@ def test_modules_of_the_initramfs_are_foreseen_to_be_loaded_or_not(good: ImageFa
         report = audit(change(admitting), quiet)
         assert (report.predictions[0].boots, report.predictions[0].stage) == (boots, stage), report.predictions[0].why
         assert ("initramfs-modules-load" in failed(report)) == (boots is Answer.NO)
+
+
+def ima_image(facts: ImageFacts, host: Host) -> ImageFacts:
+    """The demo as `[ima] files` makes it: IMA's certificate in the initramfs, its policy in the root, which the device policy admits."""
+    assert facts.kernel is not None and facts.files is not None
+    der = next(one for one in facts.kernel.certificates).public_bytes(Encoding.DER)
+    in_initramfs = initramfs(lambda entries: (*entries, regular_file("x509.der", der)))
+    told = setting("keyring", ".ima")(setting("ima_policy", "/etc/ima-policy")(in_initramfs(facts)))
+    tree = rewritten_policy("ipe-policy.p7b", GOOD + b"op=POLICY dmverity_signature=TRUE action=ALLOW\n")(facts.files.tree, host)
+    tree = tree.with_files(file_of("etc/ima-policy", b"appraise func=BPRM_CHECK appraise_type=imasig\n"))
+    loads = config(IMA="y", IMA_APPRAISE="y", IMA_LOAD_X509="y", IMA_X509_PATH='"/x509.der"', IMA_APPRAISE_REQUIRE_POLICY_SIGS="n")
+    return loads(files(tree=tree)(told))
+
+
+def foreign_certificate(facts: ImageFacts) -> ImageFacts:
+    """Puts another certificate into the place of IMA's."""
+    other = regular_file("x509.der", certificate().public_bytes(Encoding.DER))
+    return initramfs(lambda entries: tuple(other if one.path == other.path else one for one in entries))(facts)
+
+
+EVM = {"EVM": "y", "ENCRYPTED_KEYS": "y", "TRUSTED_KEYS_TPM": "y"}
+UNKNOWN_POLICY = (Answer.UNKNOWN, Stage.POLICY)
+INTEGRITY: tuple[tuple[str, Change, tuple[Answer, Stage]], ...] = (
+    ("good", lambda facts: facts, (Answer.YES, Stage.RUNS)),
+    ("no-loading", config(IMA_LOAD_X509="n"), (Answer.NO, Stage.POLICY)),
+    ("no-certificate", config(IMA_X509_PATH='"/absent.der"'), (Answer.NO, Stage.POLICY)),
+    ("nobody-vouches", foreign_certificate, (Answer.NO, Stage.POLICY)),
+    ("denied-certificate", kernel(boot_policy=HEADER + b"op=EXECUTE boot_verified=TRUE action=ALLOW\n"), (Answer.NO, Stage.POLICY)),
+    ("no-ima", config(IMA="n"), (Answer.NO, Stage.POLICY)),
+    ("no-policy", setting("ima_policy", "/etc/absent"), (Answer.NO, Stage.POLICY)),
+    ("broken-policy", with_files(file_of("etc/ima-policy", b"appraise func=NONSENSE\n")), (Answer.NO, Stage.POLICY)),
+    ("signed-policy-wanted", config(IMA_APPRAISE_REQUIRE_POLICY_SIGS="y"), UNKNOWN_POLICY),
+    ("no-evm", lambda facts: setting("evm_key", str(UUID(int=9)))(config(**{**EVM, "EVM": "n"})(facts)), (Answer.NO, Stage.POLICY)),
+    ("evm-elsewhere", lambda facts: setting("evm_key", str(UUID(int=9)))(config(**EVM)(facts)), UNKNOWN_POLICY),
+)
+
+
+@pytest.mark.parametrize(("change", "wanted"), [row[1:] for row in INTEGRITY], ids=[row[0] for row in INTEGRITY])
+def test_what_ipe_init_does_for_ima_and_evm_is_foreseen(
+    good: ImageFacts, quiet: Host, change: Change, wanted: tuple[Answer, Stage]
+) -> None:
+    found = audit(change(ima_image(good, quiet)), quiet).predictions[0]
+    assert (found.boots, found.stage) == wanted, found.why
 
 
 def test_kexec_load_is_found_where_the_policy_allows_it(good: ImageFacts, quiet: Host) -> None:

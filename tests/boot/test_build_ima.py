@@ -50,6 +50,8 @@ def test_demo_with_ima_and_evm_boots_runs_what_is_signed_and_says_so(configured:
     assert len(files) > 30
     assert all({"security.ima", "security.evm"} <= dict(row.xattrs).keys() for row in files)
     assert "ima_appraise=off" not in done.stderr
+    foreseen = json.loads((tmp_path / "out/audit.json").read_text())["entries"][0]
+    assert (foreseen["boots"], foreseen["enforces"]) == ("yes", "yes"), foreseen
     evidence = json.loads((tmp_path / "out/evidence.json").read_text())
     results = {one["id"]: one for one in evidence["probes"]}
     assert results["run-application"]["observed"] == "allowed"
