@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ipe_build.audit.facts import ImageFacts
+from ipe_build.audit.looks import Look
 from ipe_build.audit.outcome import Outcome, bad, good, unknown
 from ipe_build.audit.policies import POLICY_FOLDERS, SignedPolicy, boot_policy_in, signed_policies
 from ipe_build.audit.root_hash import root_facts
@@ -98,6 +99,20 @@ def _each_parsed(facts: ImageFacts) -> Iterator[tuple[str, Policy] | Outcome]:
                 yield one.path, policy
 
 
+def _of_each_policy(look: Callable[[ImageFacts, str, Policy], Iterator[Outcome]]) -> Look:
+    """Returns a check that looks at each device policy that parses, named by its path; its summary is `look`'s."""
+
+    def checked(facts: ImageFacts, host: Host) -> Iterator[Outcome]:
+        for one in _each_parsed(facts):
+            if isinstance(one, Outcome):
+                yield one
+            else:
+                yield from look(facts, *one)
+
+    checked.__doc__ = look.__doc__
+    return checked
+
+
 def device_policy_signature(facts: ImageFacts, host: Host) -> Iterator[Outcome]:
     """Looks whether each signed policy of the root is by a certificate that this kernel trusts."""
     for one in _each(facts):
@@ -133,13 +148,10 @@ def device_policy_parses(facts: ImageFacts, host: Host) -> Iterator[Outcome]:
             yield good(one.path, f"{result.policy.display_name} {result.policy.version}, accepted by {facts.kernel.version}")
 
 
-def device_policy_denies(facts: ImageFacts, host: Host) -> Iterator[Outcome]:
+@_of_each_policy
+def device_policy_denies(facts: ImageFacts, path: str, policy: Policy) -> Iterator[Outcome]:
     """Looks whether each device policy denies a program and a module that nothing vouches for."""
-    for one in _each_parsed(facts):
-        if isinstance(one, Outcome):
-            yield one
-        else:
-            yield from _denies(facts, one[1], one[0])
+    yield from _denies(facts, policy, path)
 
 
 def device_policy_root(facts: ImageFacts, host: Host) -> Iterator[Outcome]:
@@ -157,17 +169,14 @@ def device_policy_root(facts: ImageFacts, host: Host) -> Iterator[Outcome]:
         yield outcome(f"{one[0]}: a program of the root", f"{decision.action} by {decision.audit_rule}")
 
 
-def final_policy(facts: ImageFacts, host: Host) -> Iterator[Outcome]:
+@_of_each_policy
+def final_policy(facts: ImageFacts, path: str, policy: Policy) -> Iterator[Outcome]:
     """Looks whether the policy in force still lets files of the initramfs run, and whether anything can be written there."""
-    for one in _each_parsed(facts):
-        if isinstance(one, Outcome):
-            yield one
-            continue
-        decision = evaluate(one[1], Operation.EXECUTE, _INITRAMFS, enabled_in(facts))
-        outcome, why = bad if decision.action is Action.ALLOW else good, f"{decision.action} by {decision.audit_rule}"
-        if outcome is bad and is_frozen(facts):
-            outcome, why = good, f"{why}; none is left and none can be written: ipe-init freezes the initramfs"
-        yield outcome(f"{one[0]}: a program of the initramfs", why)
+    decision = evaluate(policy, Operation.EXECUTE, _INITRAMFS, enabled_in(facts))
+    outcome, why = bad if decision.action is Action.ALLOW else good, f"{decision.action} by {decision.audit_rule}"
+    if outcome is bad and is_frozen(facts):
+        outcome, why = good, f"{why}; none is left and none can be written: ipe-init freezes the initramfs"
+    yield outcome(f"{path}: a program of the initramfs", why)
 
 
 def _denies(facts: ImageFacts, policy: Policy | None, subject: str) -> Iterator[Outcome]:
@@ -250,27 +259,21 @@ def device_policy_version(facts: ImageFacts, host: Host) -> Iterator[Outcome]:
             yield (bad if lower else good)(one[0], f"{one[1].version}, the boot policy has {boot.version}")
 
 
-def kernel_reads(facts: ImageFacts, host: Host) -> Iterator[Outcome]:
+@_of_each_policy
+def kernel_reads(facts: ImageFacts, path: str, policy: Policy) -> Iterator[Outcome]:
     """Looks whether firmware, kexec images, IMA policies and certificates that nothing vouches for are denied too."""
-    for one in _each_parsed(facts):
-        if isinstance(one, Outcome):
-            yield one
-            continue
-        for op in (Operation.FIRMWARE, Operation.KEXEC_IMAGE, Operation.KEXEC_INITRAMFS, Operation.POLICY, Operation.X509_CERT):
-            decision = evaluate(one[1], op, _STRANGER, enabled_in(facts))
-            outcome = good if decision.action is Action.DENY else bad
-            yield outcome(f"{one[0]}: {op} of a stranger's file", f"{decision.action} by {decision.audit_rule}")
-
-
-def anonymous_memory(facts: ImageFacts, host: Host) -> Iterator[Outcome]:
-    """Looks whether executable memory without a file (a JIT) is denied."""
-    for one in _each_parsed(facts):
-        if isinstance(one, Outcome):
-            yield one
-            continue
-        decision = evaluate(one[1], Operation.EXECUTE, NO_FILE, enabled_in(facts))
+    for op in (Operation.FIRMWARE, Operation.KEXEC_IMAGE, Operation.KEXEC_INITRAMFS, Operation.POLICY, Operation.X509_CERT):
+        decision = evaluate(policy, op, _STRANGER, enabled_in(facts))
         outcome = good if decision.action is Action.DENY else bad
-        yield outcome(f"{one[0]}: anonymous executable memory", f"{decision.action} by {decision.audit_rule}")
+        yield outcome(f"{path}: {op} of a stranger's file", f"{decision.action} by {decision.audit_rule}")
+
+
+@_of_each_policy
+def anonymous_memory(facts: ImageFacts, path: str, policy: Policy) -> Iterator[Outcome]:
+    """Looks whether executable memory without a file (a JIT) is denied."""
+    decision = evaluate(policy, Operation.EXECUTE, NO_FILE, enabled_in(facts))
+    outcome = good if decision.action is Action.DENY else bad
+    yield outcome(f"{path}: anonymous executable memory", f"{decision.action} by {decision.audit_rule}")
 
 
 def ima_certificate(facts: ImageFacts, host: Host) -> Iterator[Outcome]:
