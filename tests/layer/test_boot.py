@@ -171,6 +171,7 @@ def buildroot(tmp_path: Path, probe_rootfs: Path, test_keys) -> dict[str, str]:
         "BASE_DIR": str(base),
         "BR2_CONFIG": str(base / ".config"),
         "HOST_DIR": str(base / "host"),
+        "LINUX_DIR": str(base / "build/linux-6.12"),
         "SOURCE_DATE_EPOCH": "1700000000",
     }
 
@@ -190,6 +191,9 @@ def test_image_made_by_buildroots_scripts_boots_and_denies(buildroot, probe_root
     assert f'CONFIG_IPE_BOOT_POLICY="{base}/ipe/ipe-boot.pol"' in (base / "ipe/kernel.config").read_text()
     kernel = kernel_factory(KernelTrust((base / "ipe/ipe-boot.pol").read_bytes(), ((base / "ipe/trusted.pem").read_bytes(),)))
     shutil.copyfile(kernel.image, base / "images/bzImage")
+    for name, config in (("linux-6.11", "CONFIG_A=y\n"), ("linux-6.12", kernel.config.read_text())):  # an older one was left behind
+        (base / "build" / name).mkdir(parents=True)
+        (base / "build" / name / ".config").write_text(config)
     built = script(buildroot, "post-build", probe_rootfs)
     assert built.returncode == 0, built.stderr
     subprocess.run([need("mkfs.erofs"), "-T1700000000", base / "images/rootfs.erofs", probe_rootfs], check=True, capture_output=True)
@@ -204,7 +208,7 @@ def test_image_made_by_buildroots_scripts_boots_and_denies(buildroot, probe_root
         esp = read_disk(base / "images/ipe.raw").esp
         words = ["mdir", "-i", f"{base}/images/ipe.raw@@{esp.offset_bytes}", "::EFI/BOOT/BOOTX64.EFI"]
         assert (subprocess.run(words, capture_output=True).returncode == 0) is bool(loader)
-    assert json.loads((base / "images/ipe-audit.json").read_text())
+    assert json.loads((base / "images/ipe-audit.json").read_text()) and (base / "images/ipe-audit.sarif").is_file()
     assert boot_and_probe(base / "images/ipe.raw", base / "images/ipe-policy.pol", test_keys)
 
 
@@ -218,6 +222,35 @@ def test_buildroots_script_names_the_missing_symbol(buildroot, name) -> None:
     made = script(buildroot, "post-image", base / "images")
     assert made.returncode != 0 and f"BR2_IPE_{name} is not set" in made.stderr
     assert not (base / "images/ipe.raw").exists()
+
+
+def test_buildroots_script_says_when_the_kernel_was_not_given_the_fragment(buildroot) -> None:
+    base = Path(buildroot["BASE_DIR"])
+    for file in ("rootfs.erofs", "bzImage"):
+        (base / "images" / file).write_bytes(bytes(4096))
+    made = script(buildroot, "post-image", base / "images")
+    assert made.returncode != 0 and "ipe/kernel.config is not in BR2_LINUX_KERNEL_CONFIG_FRAGMENT_FILES" in made.stderr
+
+
+def test_buildroots_script_stops_at_a_kernel_without_the_fragments_symbols(buildroot) -> None:
+    base = Path(buildroot["BASE_DIR"])
+    for file in ("rootfs.erofs", "bzImage"):
+        (base / "images" / file).write_bytes(bytes(4096))
+    assert script(buildroot, "prepare-kernel").returncode == 0
+    (base / "build/linux-6.12").mkdir(parents=True)
+    (base / "build/linux-6.12/.config").write_text("CONFIG_SECURITY_IPE=y\n")
+    made = script(buildroot, "post-image", base / "images")
+    assert made.returncode != 0 and "ipe-build kernel failed" in made.stderr and not (base / "images/ipe.raw").exists()
+
+
+@pytest.mark.parametrize("value", ['a "quoted" word', "back\\slash", "plain", "$HOME `date` %s"])
+def test_value_of_a_symbol_is_read_as_kconfig_wrote_it(buildroot, value) -> None:
+    written = value.replace("\\", "\\\\").replace('"', '\\"')
+    config = Path(buildroot["BASE_DIR"]) / ".config"
+    config.write_text(f'BR2_IPE_COMMAND_LINE="{written}"\n')
+    command = f". {BUILDROOT}/board/ipe/common.sh; br2 COMMAND_LINE default; br2 ABSENT default"
+    done = subprocess.run(["sh", "-euc", command], capture_output=True, text=True, env=buildroot)
+    assert done.stdout == f"{value}\ndefault\n", done.stderr
 
 
 def test_buildroot_modules_are_signed_in_the_target_folder(buildroot, test_keys, unsigned_module, tmp_path) -> None:

@@ -108,6 +108,67 @@ def test_the_host_package_is_this_checkout(host) -> None:
     assert {f"host-python-{name}" for name in names} <= set(re.findall(r"host-python-\S+", text)), "Buildroot's Python is 3.14"
 
 
+PARTS_OF_BUILDROOT = r"""
+# What our makefiles build on: Buildroot's own rules of the same names, in small (package/pkg-generic.mk, package/pkg-kconfig.mk).
+BR2_IPE = y
+BASE_DIR = $(CURDIR)
+BR2_CONFIG = $(CURDIR)/.config
+BR_PATH = "$(CURDIR)/host/bin:$(PATH)"
+define prepare-per-package-directory
+	@echo "for $(PKG): $(1)" >> order
+endef
+include $(BR2_EXTERNAL_IPE_PATH)/linux/linux-ext-ipe.mk
+all: $(CURDIR)/linux/.stamp_dotconfig
+LINUX_DIR = $(CURDIR)/linux
+LINUX_KCONFIG_FRAGMENT_FILES = $(CURDIR)/ipe/kernel.config
+$(LINUX_DIR)/.stamp_patched: | $(patsubst %,%-patch,$(LINUX_PATCH_DEPENDENCIES))
+	mkdir -p $(@D) && echo patched >> order && touch $@
+linux-patch: $(LINUX_DIR)/.stamp_patched
+$(LINUX_KCONFIG_FRAGMENT_FILES): | linux-patch
+	test -f $@
+$(LINUX_DIR)/.stamp_dotconfig: $(LINUX_KCONFIG_FRAGMENT_FILES) | linux-patch $(LINUX_KCONFIG_DEPENDENCIES)
+	grep -q CONFIG_SECURITY_IPE=y $(LINUX_KCONFIG_FRAGMENT_FILES) && echo configured >> order && touch $@
+host-ipe-build-patch:
+	echo source >> order
+host/.stamp_installed: | host-ipe-build-patch
+	mkdir -p host/bin && ln -sf $(IPE_BUILD_PROGRAM) host/bin/ipe-build && echo installed >> order && touch $@
+host-ipe-build: host/.stamp_installed
+linux-dirclean:
+	rm -rf linux
+"""
+
+
+def test_fragment_is_made_by_the_installed_program_before_the_kernel_is_configured(tmp_path: Path, need, monkeypatch) -> None:
+    """A patch dependency of Buildroot is only patched, not built, when the kernel is: not enough for a program that has to run."""
+    make = need("make")
+    # external.mk comes after the kernel's rules, and includes packages that want more of Buildroot: their folder is not there.
+    external = tmp_path / "external"
+    for name in ("linux", "board"):
+        (external / name).parent.mkdir(exist_ok=True)
+        (external / name).symlink_to(BUILDROOT / name)
+    (external / "external.mk").symlink_to(BUILDROOT / "external.mk")
+    (tmp_path / "Makefile").write_text(f"{PARTS_OF_BUILDROOT}include $(BR2_EXTERNAL_IPE_PATH)/external.mk\n")
+    (tmp_path / ".config").write_text("BR2_IPE=y\nBR2_IPE_TEST_KEYS=y\n")
+    monkeypatch.setenv("PATH", "/usr/bin:/bin")
+    words = [make, "-C", tmp_path, f"BR2_EXTERNAL_IPE_PATH={external}", "BR2_PACKAGE_HOST_IPE_BUILD=y"]
+    words += [f"IPE_BUILD_PROGRAM={Path(sys.executable).with_name('ipe-build')}"]
+
+    def made(*targets: str) -> list[str]:
+        (tmp_path / "order").write_text("")
+        done = subprocess.run([*words, *targets], capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return (tmp_path / "order").read_text().splitlines()
+
+    first = made()
+    assert sorted(first) == sorted(["source", "installed", "patched", "for LINUX: host-ipe-build", "configured"])
+    assert first.index("installed") < first.index("for LINUX: host-ipe-build") < first.index("configured") == 4
+    assert first.index("patched") < 4
+    assert (tmp_path / "ipe/linux-dir").read_text() == f"{tmp_path}/linux\n"
+    assert made() == ["source"], "a phony target here; nothing else runs again"
+    made("linux-dirclean")
+    assert [one for one in made() if one != "source"] == ["patched", "for LINUX: host-ipe-build", "configured"]
+
+
 @pytest.fixture
 def environment(tmp_path: Path, test_keys) -> dict[str, str]:
     """What Buildroot gives its scripts, with everything switched on."""
@@ -138,6 +199,7 @@ def environment(tmp_path: Path, test_keys) -> dict[str, str]:
         "BASE_DIR": str(base),
         "BR2_CONFIG": str(base / ".config"),
         "HOST_DIR": str(base / "host"),
+        "LINUX_DIR": str(base / "build/linux-6.12"),
         "SOURCE_DATE_EPOCH": "1700000000",
     }
 
@@ -159,6 +221,8 @@ def test_slots_flash_files_and_updates_of_the_scripts(environment, probe_rootfs,
     assert "bootloader=uboot" in (probe_rootfs / "etc/rauc/system.conf").read_text()
     kernel = kernel_factory(KernelTrust((base / "ipe/ipe-boot.pol").read_bytes(), ((base / "ipe/trusted.pem").read_bytes(),)))
     (images / "bzImage").write_bytes(kernel.image.read_bytes())
+    (base / "build/linux-6.12").mkdir(parents=True)
+    (base / "build/linux-6.12/.config").write_text(kernel.config.read_text())
     subprocess.run([need("mkfs.erofs"), "-T1700000000", images / "rootfs.erofs", probe_rootfs], check=True, capture_output=True)
     for _again in range(2):
         made = subprocess.run([BUILDROOT / "board/ipe/post-image.sh", images], **shell)

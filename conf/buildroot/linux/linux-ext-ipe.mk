@@ -4,22 +4,10 @@
 #
 ################################################################################
 
-# Boot policy, certificates and kernel configuration fragment are written when
-# the kernel's sources are there and before it is configured. The fragment is
-# named by BR2_LINUX_KERNEL_CONFIG_FRAGMENT_FILES (see the defconfigs). No
-# extension in Buildroot's sense: nothing in the kernel's sources changes.
-ifeq ($(BR2_IPE),y)
-
-ifeq ($(BR2_PACKAGE_HOST_IPE_BUILD),y)
+# No extension in Buildroot's sense, nothing in the kernel's sources changes: a
+# place to name a dependency before the kernel's rules are made (the rest is in
+# external.mk). It must be installed before the kernel is configured.
+ifeq ($(BR2_IPE)$(BR2_PACKAGE_HOST_IPE_BUILD),yy)
 # check-package disable TypoInPackageVariable
-LINUX_PATCH_DEPENDENCIES += host-ipe-build
-endif
-
-define IPE_PREPARE_KERNEL
-	PATH=$(BR_PATH) BR2_CONFIG="$(BR2_CONFIG)" BASE_DIR="$(BASE_DIR)" \
-		HOST_DIR="$(HOST_DIR)" \
-		$(BR2_EXTERNAL_IPE_PATH)/board/ipe/prepare-kernel.sh
-endef
-LINUX_POST_PATCH_HOOKS += IPE_PREPARE_KERNEL
-
+LINUX_KCONFIG_DEPENDENCIES += host-ipe-build
 endif

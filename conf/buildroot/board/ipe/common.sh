@@ -2,10 +2,11 @@
 # Read by the scripts beside it: the values of Buildroot's configuration, the
 # keys, and the one way to run ipe-build.
 
-# br2 NAME [DEFAULT]: the value of a symbol in Buildroot's .config.
+# br2 NAME [DEFAULT]: the value of a symbol in Buildroot's .config, in which a
+# backslash stands before a quote or a backslash.
 br2() {
-	value=$(sed -n "s/^BR2_IPE_$1=//p" "${BR2_CONFIG:?}" | sed 's/^"//; s/"$//')
-	echo "${value:-${2-}}"
+	value=$(sed -n "s/^BR2_IPE_$1=//p" "${BR2_CONFIG:?}" | sed 's/^"//; s/"$//; s/\\\(.\)/\1/g')
+	printf '%s\n' "${value:-${2-}}"
 }
 
 fail() {
@@ -17,7 +18,11 @@ fail() {
 need() {
 	value=$(br2 "$1")
 	[ -n "$value" ] || fail "BR2_IPE_$1 is not set (menuconfig, External options, IPE)"
-	echo "$value"
+	printf '%s\n' "$value"
+}
+
+upper() {
+	echo "$1" | tr '[:lower:]' '[:upper:]'
 }
 
 ipe_build() {
@@ -33,7 +38,7 @@ key() {
 		test_keys
 		echo "file:$IPE_WORK/test-keys/$1.key.pem"
 	else
-		need "$(echo "$1" | tr '[:lower:]' '[:upper:]')_KEY"
+		need "$(upper "$1")_KEY"
 	fi
 }
 
@@ -41,7 +46,7 @@ cert() {
 	if [ "$(br2 TEST_KEYS)" = y ]; then
 		echo "$IPE_WORK/test-keys/$1.cert.pem"
 	else
-		need "$(echo "$1" | tr '[:lower:]' '[:upper:]')_CERT"
+		need "$(upper "$1")_CERT"
 	fi
 }
 

@@ -27,23 +27,19 @@ verity_key=$(key verity)
 verity_cert=$(cert verity)
 policy_key=$(key policy)
 policy_cert=$(cert policy)
-update_key=
-if [ "$(br2 SLOTS)" = y ] && [ -n "$(br2 UPDATE_KEY)" ]; then
-	update_key=$(br2 UPDATE_KEY)
-	update_cert=$(need UPDATE_CERT)
-fi
-config=$(find "${BASE_DIR:?}/build" -maxdepth 2 -path '*/linux-*/.config' 2> /dev/null | head -n 1)
-if [ -n "$config" ]; then
-	ipe_build kernel check "$config" --feature ipe --feature dm-verity-signature --feature "$filesystem"
-fi
+update_key=$(br2 UPDATE_KEY)
+update_cert=
+[ -z "$update_key" ] || update_cert=$(need UPDATE_CERT)
+[ -f "$IPE_WORK/linux-dir" ] || fail "$IPE_WORK/kernel.config is not in BR2_LINUX_KERNEL_CONFIG_FRAGMENT_FILES"
+config="$(cat "$IPE_WORK/linux-dir")/.config"
+ipe_build kernel check "$config" --feature ipe --feature dm-verity-signature --feature "$filesystem"
 
 ipe_build root "$root" --salt-from "rootfs.$filesystem" --pad --key "$verity_key" --cert "$verity_cert" --force
 
 policy="$images/ipe-policy"
-ipe_build policy render "$(br2 POLICY_TEMPLATE signed-verity)" --name ipe-policy --policy-version "$(br2 POLICY_VERSION 0.0.1)" \
-	--role device --set allow_modules=true --set allow_firmware=true -o "$policy.pol" --force
-ipe_build policy check "$policy.pol" ${config:+--target-config "$config"}
-ipe_build sign policy "$policy.pol" --key "$policy_key" --cert "$policy_cert" -o "$policy.p7b" --force
+ipe_build policy make "$(br2 POLICY_TEMPLATE signed-verity)" --name ipe-policy --policy-version "$(br2 POLICY_VERSION 0.0.1)" \
+	--role device --set allow_modules=true --set allow_firmware=true --target-config "$config" \
+	--key "$policy_key" --cert "$policy_cert" -o "$images" --force
 
 # shellcheck disable=SC2046 # words
 set -- $(br2 INITRAMFS_ARGS)
@@ -61,42 +57,33 @@ loader=
 if selected BR2_PACKAGE_SYSTEMD_BOOT; then
 	loader=$(find "$images/efi-part/EFI/BOOT" -name 'boot*.efi' | head -n 1)
 fi
-set --
-if [ "$(br2 SLOTS)" = y ]; then
-	set -- --slots --slot-root-mib "$(br2 SLOT_ROOT_MIB 0)"
-fi
 if [ -n "$loader" ]; then
-	set -- "$@" --boot-loader "$loader"
+	set -- --boot-loader "$loader"
 else
-	set -- "$@" --no-boot-loader
+	set -- --no-boot-loader
 fi
+if [ "$(br2 SLOTS)" = y ]; then
+	set -- "$@" --slots --slot-root-mib "$(br2 SLOT_ROOT_MIB 0)"
+fi
+for kind in bmap zstd partitions sparse; do
+	[ "$(br2 "$(upper "$kind")")" != y ] || set -- "$@" "--$kind"
+done
 ipe_build image disk "$root" --root-hash "$root.roothash" --verity-sig "$root.verity-sig" --architecture "$architecture" \
 	--kernel "$kernel" --initramfs "$images/ipe-initrd" --name buildroot "$@" \
 	--command-line "$(br2 COMMAND_LINE) roothash=$(cat "$root.roothash")" -o "$images/ipe.raw" --force
 
 set --
 [ -n "$loader" ] || set -- --kernel "$kernel"
-ipe_build audit "$images/ipe.raw" "$@" --json > "$images/ipe-audit.json"
-
-set --
-for kind in bmap zstd partitions sparse; do
-	if [ "$(br2 "$(echo "$kind" | tr '[:lower:]' '[:upper:]')")" = y ]; then
-		set -- "$@" "--$kind"
-	fi
-done
-[ $# -eq 0 ] || ipe_build image flash "$images/ipe.raw" "$@" --force
+ipe_build audit "$images/ipe.raw" "$@" --findings "$images/ipe-audit.json" --sarif "$images/ipe-audit.sarif" --force
 
 if [ "$(br2 SLOTS)" = y ]; then
+	set --
+	[ -z "$update_key" ] || set -- --key "$update_key" --cert "$update_cert"
+	for updater in rauc swupdate; do
+		if [ -n "$update_key" ] && selected "BR2_PACKAGE_$(upper "$updater")"; then
+			set -- "$@" --updater "$updater"
+		fi
+	done
 	# shellcheck disable=SC2046 # words
-	set -- "$images/ipe.raw" $(update_words)
-	ipe_build update config "$@" -o "$images/ipe-update" --force
-	if [ -n "$update_key" ]; then
-		set -- "$@" --key "$update_key" --cert "$update_cert" --force
-		if selected BR2_PACKAGE_RAUC; then
-			ipe_build update rauc "$@" -o "$images/ipe.raucb"
-		fi
-		if selected BR2_PACKAGE_SWUPDATE; then
-			ipe_build update swupdate "$@" -o "$images/ipe.swu"
-		fi
-	fi
+	ipe_build update make "$images/ipe.raw" $(update_words) "$@" -o "$images/ipe" --force
 fi
