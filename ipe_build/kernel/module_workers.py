@@ -20,6 +20,7 @@ from typing import TypeVar
 from ipe_build.errors import ToolFailedError
 
 Result = TypeVar("Result")
+_STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _PR_SET_PDEATHSIG = 1
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _KEPT_BYTES = 32 << 20
@@ -35,9 +36,13 @@ def in_workers(pieces: Sequence[int], work: Callable[[int], Result], workers: in
     try:
         os.pwrite(numbers, array("I", pieces).tobytes(), 0)
         gc.freeze()  # what workers inherit is shared with them as long as nobody writes to it
-        for _ in range(workers):
-            reader, process = _start(numbers, work)
-            started[reader] = process
+        signal.pthread_sigmask(signal.SIG_BLOCK, _STOPPING)  # what arrives in the middle of a fork would be lost
+        try:
+            for _ in range(workers):
+                reader, process = _start(numbers, work)
+                started[reader] = process
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOPPING)
         yield from _results(started)
     except BaseException:
         os.ftruncate(numbers, 0)
@@ -95,8 +100,9 @@ def _serve(parent: int, numbers: int, writer: Connection, work: Callable[[int], 
 
 def _begin(parent: int) -> None:
     """Lets a worker end after its module, and not before, when the build is interrupted, when it fails, and when it is killed."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    for number in _STOPPING:
         signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOPPING)
     signal.signal(signal.SIGUSR1, lambda _number, _frame: finishing.leave())
     gc.disable()  # a worker ends before there is garbage worth the search
     libc = ctypes.CDLL(None)

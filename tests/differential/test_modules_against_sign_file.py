@@ -22,6 +22,7 @@ from ipe_build.config.schema import Compression as ModuleCompression
 from ipe_build.errors import FormatError, InputError, ToolFailedError
 from ipe_build.formats.module_signature import MARKER, append_signature
 from ipe_build.host import Host
+from ipe_build.kernel import module_signing
 from ipe_build.kernel.module_compression import COMPRESSIONS
 from ipe_build.kernel.module_signing import sign_modules
 from ipe_build.kernel.modules import ModuleVerdict, find_modules, read_module, verify_module
@@ -370,3 +371,12 @@ def test_a_misspelled_folder_for_signed_modules_is_not_made(
     assert f"error: {out}: the folder {out.parent} does not exist" in capsys.readouterr().err and not out.parent.exists()
     out.parent.mkdir()
     assert main(argv) == 0
+
+
+@pytest.mark.parametrize("workers", [1, 2, 6])
+@pytest.mark.parametrize("count", [2, 5, 17, 33, 97, 98, 2000])
+def test_workers_are_given_every_module_but_the_first_once(count: int, workers: int) -> None:
+    chunks = module_signing._chunks(count, workers)
+    order = module_signing._apart(len(chunks), workers)
+    assert sorted(order) == list(range(len(chunks)))
+    assert [number for chunk in chunks for number in chunk] == list(range(1, count))
