@@ -14,9 +14,9 @@ from cryptography import x509
 from ipe_build.attest.manifest import (
     FILE_NAME,
 )
-from ipe_build.audit.checks import audit
 from ipe_build.audit.findings import AuditReport
 from ipe_build.audit.html import render_html
+from ipe_build.audit.judge import audit
 from ipe_build.audit.portrait import Portrait, portrait_of
 from ipe_build.audit.report import render_summary
 from ipe_build.boot.evidence import Evidence, evidence_table, evidence_value

@@ -19,10 +19,11 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import NameOID
 
-from ipe_build.audit.checks import CHECKS, audit, checks_table
+from ipe_build.audit.checks import CHECKS, checks_table
 from ipe_build.audit.facts import ImageFacts, ModuleView
 from ipe_build.audit.file_tree import FileTree, TreeFile, VerityOfFile, file_of
 from ipe_build.audit.findings import Answer, AuditReport, Stage, Verdict
+from ipe_build.audit.judge import audit
 from ipe_build.audit.policies import signed_policies
 from ipe_build.audit.report import render_summary, render_text
 from ipe_build.examine import examined

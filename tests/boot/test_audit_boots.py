@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from ipe_build.audit.checks import audit
 from ipe_build.audit.findings import Answer, Prediction, Stage
+from ipe_build.audit.judge import audit
 from ipe_build.boot import layout
 from ipe_build.boot.console import END
 from ipe_build.boot.entry import with_options

@@ -13,9 +13,9 @@ import pytest
 from jsonschema import Draft202012Validator
 
 from ipe_build.audit.chain import LinkState, chain_of
-from ipe_build.audit.checks import audit
 from ipe_build.audit.file_tree import file_of
 from ipe_build.audit.html import render_html
+from ipe_build.audit.judge import audit
 from ipe_build.audit.portrait import portrait_of
 from ipe_build.audit.schema import report_schema
 from ipe_build.audit.tree import Answer, Place, Program, programs_of

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from ipe_build.audit.checks import CHECKS, audit
+from ipe_build.audit.checks import CHECKS
 from ipe_build.audit.findings import Answer, AuditReport, Verdict
+from ipe_build.audit.judge import audit
 from ipe_build.boot.entry import with_options
 from ipe_build.boot.qemu import DirectKernel, Machine
 from ipe_build.examine import examined
