@@ -58,6 +58,7 @@ do_ipe_disk () {
         set -- --kernel "${IPE_KERNEL_IMAGE}" --initramfs "${IPE_INITRAMFS_IMAGE}" --name "${IMAGE_BASENAME}"
         set -- "$@" --command-line "$command_line"
         if [ -n "${IPE_BOOT_LOADER}" ]; then
+            ipe_need_file IPE_BOOT_LOADER "${IPE_BOOT_LOADER}"
             set -- "$@" --boot-loader "${IPE_BOOT_LOADER}"
         else
             set -- "$@" --no-boot-loader

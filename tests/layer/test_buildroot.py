@@ -235,7 +235,7 @@ def test_slots_flash_files_and_updates_of_the_scripts(environment, probe_rootfs,
     sparse = images / "ipe.raw.partitions/root-a.simg"
     assert subprocess.run([need("simg2img"), sparse, tmp_path / "root"], capture_output=True).returncode == 0
     assert (tmp_path / "root").read_bytes() == (images / "rootfs.erofs").read_bytes()
-    assert (images / "ipe-update/manifest.raucm").read_text().startswith("[update]\ncompatible=board\nversion=7\n")
+    assert (images / "ipe.update/manifest.raucm").read_text().startswith("[update]\ncompatible=board\nversion=7\n")
     check = [need("swupdate"), "-c", "-i", images / "ipe.swu", "-H", "board:1.0", "-k", test_keys.root.certificate, "-e", "stable,b"]
     small = {"TMPDIR": str(tmp_path), "PATH": "/usr/bin:/bin"}
     done = subprocess.run([*check, "--cert-purpose", "codeSigning"], capture_output=True, env=small, cwd=tmp_path, timeout=60)

@@ -30,16 +30,26 @@ def smime_verifies(openssl: Path, signature: Path, certificate: Path, content: P
     return done.stdout
 
 
-@pytest.mark.parametrize("filesystem", ["erofs", "ext4"])
+MKSQUASHFS = "mksquashfs ${IMAGE_ROOTFS} ${IMGDEPLOYDIR}/${IMAGE_NAME}.squashfs -quiet -no-progress -noappend"
+ENV_NAMES = {"ROOT_HASH", "DATA_BLOCK_SIZE", "DATA_SIZE", "SEPARATE_HASH", "ROOT_UUID", "RHASH_UUID"}
+"""What meta-security's dm-verity-img writes, and its users read."""
+
+
+@pytest.mark.parametrize("filesystem", ["erofs", "ext4", "squashfs"])
 def test_verity_conversion_makes_what_others_accept(build_folder, need, test_keys, tmp_path, filesystem) -> None:
-    need("mkfs.erofs"), need("mke2fs")
-    build_folder.built(*IMAGE, SIGN)
+    need({"erofs": "mkfs.erofs", "ext4": "mke2fs", "squashfs": "mksquashfs"}[filesystem])
+    settings = {"IMAGE_FSTYPES": f"{filesystem} {filesystem}.verity", "IPE_ROOT_FILESYSTEM": filesystem, "IMAGE_CMD__squashfs": MKSQUASHFS}
+    image_task = ("small-image", f"do_image_{filesystem}")
+    build_folder.built(IMAGE[0], image_task, IMAGE[-1], SIGN, **settings)
     image = build_folder.deploy / f"small-image-small.{filesystem}"
     root_hash = Path(f"{image}.roothash").read_text().strip()
     subprocess.run([need("veritysetup"), "verify", image, f"{image}.verity", root_hash], check=True)
     payload = tmp_path / "payload"
     payload.write_text(root_hash)
     smime_verifies(need("openssl"), Path(f"{image}.roothash.p7s"), test_keys.pair("verity").certificate, payload)
+    told = dict(line.split("=", 1) for line in Path(f"{image}.verity.env").read_text().splitlines())
+    assert told.keys() >= ENV_NAMES and told["ROOT_HASH"] == root_hash and int(told["DATA_SIZE"]) == image.stat().st_size
+    assert told["ROOT_UUID"].replace("-", "") + told["RHASH_UUID"].replace("-", "") == root_hash
     assert parse_verity_signature(Path(f"{image}.verity-sig").read_bytes()).root_hash.hex() == root_hash
     with image.open("r+b") as file:
         file.seek(1024)
@@ -169,6 +179,10 @@ def test_test_keys_are_made_once_and_only_when_allowed(build_folder) -> None:
     assert settings
 
 
+KERNEL_POLICY = (("ipe-boot-policy", "do_compile"), ("ipe-boot-policy", "do_deploy"))
+KERNEL = (*KERNEL_POLICY, ("linux-yocto", "do_compile"), ("linux-yocto", "ipe_configure_kernel"))
+SLOT = (("ipe-slot", "do_compile"), ("ipe-slot", "do_install"))
+MODULES = (("small-module", "do_install"), ("small-module", "do_package"))
 FATALS = (
     ("IPE_VERITY_KEY", "", (*IMAGE, SIGN), "IPE_VERITY_KEY is not set"),
     ("IPE_VERITY_CERT", "", (*IMAGE, SIGN), "IPE_VERITY_CERT is not set"),
@@ -179,13 +193,50 @@ FATALS = (
     ("IPE_INITRAMFS_POLICY", "/nowhere.p7b", (("ipe-initramfs", "do_compile"),), "IPE_INITRAMFS_POLICY names '/nowhere.p7b'"),
     ("IPE_BOOT_POLICY", "/nowhere.pol", (("linux-yocto", "ipe_configure_kernel"),), "IPE_BOOT_POLICY names '/nowhere.pol'"),
     ("IPE_AUDIT_IMAGE", "/nowhere.raw", (("small-image", "do_ipe_audit"),), "IPE_AUDIT_IMAGE names '/nowhere.raw'"),
+    ("IPE_EVIDENCE_IMAGE", "/nowhere.raw", (("small-image", "do_ipe_evidence"),), "IPE_EVIDENCE_IMAGE names '/nowhere.raw'"),
+    ("IPE_KERNEL_IMAGE", "/nowhere", (*IMAGE, SIGN, ("small-image", "do_ipe_disk")), "IPE_KERNEL_IMAGE names '/nowhere'"),
+    ("IPE_INITRAMFS_IMAGE", "/nowhere", (*IMAGE, SIGN, ("small-image", "do_ipe_disk")), "IPE_INITRAMFS_IMAGE names '/nowhere'"),
+    ("IPE_BOOT_LOADER", "/nowhere.efi", (*IMAGE, SIGN, ("small-image", "do_ipe_disk")), "IPE_BOOT_LOADER names '/nowhere.efi'"),
+    ("IPE_UKI", "/nowhere.efi", (*IMAGE, SIGN, ("small-image", "do_ipe_disk")), "IPE_UKI names '/nowhere.efi'"),
+    ("IPE_TRUSTED_CERTS", "", KERNEL, "IPE_TRUSTED_CERTS is not set"),
+    ("IPE_TRUSTED_CERTS", "/nowhere.pem", KERNEL, "IPE_TRUSTED_CERTS names '/nowhere.pem'"),
+    ("IPE_UPDATE_KEYRING", "/nowhere.pem", SLOT, "IPE_UPDATE_KEYRING names '/nowhere.pem'"),
+    ("IPE_MODULE_KEY", "", MODULES, "IPE_MODULE_KEY is not set"),
+    ("IPE_MODULE_CERT", "/nowhere.pem", MODULES, "IPE_MODULE_CERT names '/nowhere.pem'"),
 )
+WITH_UKI = {"IMAGE_CLASSES": "ipe-image ipe-uki ipe-disk", "IPE_UKI_STUB": "${DEPLOY_DIR_IMAGE}/bzImage"}
+WITH_UPDATES = {"IPE_SLOTS": "1", "IPE_UPDATE_FORMATS": "swupdate"}
+BY_CLASS = (
+    ("IPE_UKI_STUB", "/nowhere.stub", "do_ipe_uki", WITH_UKI, "IPE_UKI_STUB names '/nowhere.stub'"),
+    ("IPE_SECUREBOOT_CERT", "/nowhere.pem", "do_ipe_uki", {**WITH_UKI, "IPE_SECUREBOOT_KEY": "file:k"}, "IPE_SECUREBOOT_CERT names"),
+    ("IPE_SECUREBOOT_KEY", "", "do_ipe_uki", {**WITH_UKI, "IPE_SECUREBOOT_CERT": "/nowhere.pem"}, "IPE_SECUREBOOT_KEY is not set"),
+    ("IPE_UPDATE_KEY", "", "do_ipe_update", WITH_UPDATES, "IPE_UPDATE_KEY is not set"),
+    ("IPE_UPDATE_CERT", "/nowhere", "do_ipe_update", {**WITH_UPDATES, "IPE_UPDATE_KEY": "file:k"}, "IPE_UPDATE_CERT names '/nowhere'"),
+    ("IPE_UNSEALED_KERNEL", "/nowhere", "do_ipe_seal", {"IPE_SEALED": "1"}, "IPE_UNSEALED_KERNEL names '/nowhere'"),
+    ("IPE_EVIDENCE_POLICY", "/nowhere.pol", "do_ipe_evidence", {}, "IPE_EVIDENCE_POLICY names '/nowhere.pol'"),
+)
+
+
+@pytest.mark.parametrize(("variable", "value", "task", "settings", "message"), BY_CLASS, ids=[f"{row[0]}={row[1]}" for row in BY_CLASS])
+def test_missing_value_of_a_class_fails_with_the_variables_name(build_folder, variable, value, task, settings, message) -> None:
+    build_folder.deploy.mkdir(parents=True)
+    for name in ("bzImage", "ipe-initrd-small", "small-image-small.ipedisk"):
+        (build_folder.deploy / name).write_bytes(b"a file")
+    base = {"IMAGE_CLASSES": "ipe-image ipe-disk ipe-evidence", **settings}
+    answer = build_folder.bitbake(("small-image", task), **(base | {variable: value}))
+    assert not answer.ok and message in answer.fatal
 
 
 @pytest.mark.parametrize(("variable", "value", "run", "message"), FATALS, ids=[f"{row[0]}={row[1]}" for row in FATALS])
 def test_missing_value_fails_with_the_variables_name(build_folder, need, tmp_path, variable, value, run, message) -> None:
     need("mkfs.erofs")
-    settings = {"IPE_POLICY_KERNEL_CONFIG": "", "SMALL_KERNEL_SOURCE": str(tmp_path), variable: value}
+    (tmp_path / "modules").mkdir()
+    (tmp_path / "modules/demo.ko").write_bytes(b"a module")
+    build_folder.deploy.mkdir(parents=True)
+    for name in ("bzImage", "ipe-initrd-small") if variable != "IPE_POLICY_KERNEL_CONFIG" else ():
+        (build_folder.deploy / name).write_bytes(b"a file")
+    settings = {"IPE_POLICY_KERNEL_CONFIG": "", "SMALL_KERNEL_SOURCE": str(tmp_path), "SMALL_MODULES": str(tmp_path / "modules")}
+    settings |= {"IMAGE_CLASSES": "ipe-image ipe-disk ipe-audit ipe-evidence", variable: value}
     answer = build_folder.bitbake(*run, **settings)
     assert not answer.ok
     assert message in answer.fatal
@@ -243,6 +294,16 @@ def test_wrong_key_leaves_no_signature(build_folder, need, foreign_keys) -> None
     answer = build_folder.bitbake(*IMAGE, SIGN, IPE_VERITY_KEY=foreign_keys.pair("verity").uri)
     assert not answer.ok
     assert not list(build_folder.topdir.rglob("*.p7s"))
+
+
+@pytest.mark.parametrize("name", ["certs/signing_key.pem", "certs/signing_key.priv", "signing_key.priv"])
+def test_key_that_the_kernel_made_for_itself_fails_the_build_before_it_is_shared(build_folder, name) -> None:
+    key = build_folder.topdir / "tmp/work/linux-yocto/build" / name
+    build_folder.built(("linux-yocto", "do_compile"), SMALL_KERNEL_SOURCE="/nowhere")
+    key.parent.mkdir(parents=True, exist_ok=True)
+    key.write_text("a key")
+    answer = build_folder.bitbake(("linux-yocto", "do_compile"), SMALL_KERNEL_SOURCE="/nowhere")
+    assert not answer.ok and f"{key}: the kernel made a private key of its own" in answer.fatal
 
 
 def test_private_keys_are_nowhere_below_tmpdir(build_folder, need, test_keys) -> None:
