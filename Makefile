@@ -4,7 +4,8 @@ SHELL := /bin/bash
 
 VENV ?= .venv
 PYTHON ?= python3
-JOBS ?= $(shell nproc)
+# Test processes: half more than processors, since many of them wait for a guest that waits.
+JOBS ?= $(shell echo $$(($$(nproc) * 3 / 2)))
 PYTEST_ARGS ?=
 
 .PHONY: demo test lint deps deps-demo bench clean
