@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -169,10 +170,16 @@ def test_fragment_is_made_by_the_installed_program_before_the_kernel_is_configur
     assert [one for one in made() if one != "source"] == ["patched", "for LINUX: host-ipe-build", "configured"]
 
 
+OLD_ROOT = f"sha256:{bytes(32).hex()}"
+
+
 @pytest.fixture
 def environment(tmp_path: Path, test_keys) -> dict[str, str]:
     """What Buildroot gives its scripts, with everything switched on."""
     base = tmp_path / "output"
+    (tmp_path / "ledger.json").write_text(
+        json.dumps({"format": 1, "policies": {"ipe-policy": [{"version": "4.0.0", "sha256": "ab" * 32}]}})
+    )
     (base / "images").mkdir(parents=True)
     settings = {
         "IPE_FILESYSTEM": "erofs",
@@ -185,6 +192,8 @@ def environment(tmp_path: Path, test_keys) -> dict[str, str]:
         "IPE_UPDATE_BOOTLOADER": "uboot",
         "IPE_UPDATE_KEY": test_keys.pair("module").uri,
         "IPE_UPDATE_CERT": test_keys.pair("module").certificate,
+        "IPE_UPDATE_OLD_ROOTHASH": OLD_ROOT,
+        "IPE_UPDATE_LEDGER": tmp_path / "ledger.json",
         "ARCH": "x86_64",
     }
     for role in ("policy", "verity", "module"):
@@ -241,17 +250,26 @@ def test_slots_flash_files_and_updates_of_the_scripts(environment, probe_rootfs,
     done = subprocess.run([*check, "--cert-purpose", "codeSigning"], capture_output=True, env=small, cwd=tmp_path, timeout=60)
     assert done.returncode == 0, done.stdout
     assert (images / "ipe.raucb").stat().st_size > (images / "rootfs.erofs").stat().st_size // 2
+    new_root = f"sha256:{(images / 'rootfs.erofs.roothash').read_text().strip()}"
+    for state, version, roots in (("in-flight", "4.0.1", {OLD_ROOT, new_root}), ("final", "4.0.2", {new_root})):
+        text = (images / f"ipe.policies/{state}/ipe-policy.pol").read_text()
+        assert f"policy_version={version}\n" in text and set(re.findall(r"dmverity_roothash=(\S+)", text)) == roots
+        assert (images / f"ipe.policies/{state}/ipe-policy.p7b").stat().st_size > len(text)
+    entered = json.loads((images / "ipe.policies.json").read_text())["policies"]["ipe-policy"]
+    assert [one["version"] for one in entered] == ["4.0.0", "4.0.1", "4.0.2"], "the second run begins with the same ledger"
+    assert "4.0.1" not in (tmp_path / "ledger.json").read_text()
     assert boot_and_probe(images / "ipe.raw", images / "ipe-policy.pol", test_keys)
 
 
-def test_an_update_key_without_its_certificate_names_the_symbol(environment, probe_rootfs, need, test_keys) -> None:
+@pytest.mark.parametrize("symbol", ["UPDATE_CERT", "UPDATE_LEDGER"])
+def test_a_value_without_the_other_that_it_needs_names_the_symbol(environment, probe_rootfs, need, test_keys, symbol) -> None:
     need("mkfs.erofs")
     base = Path(environment["BASE_DIR"])
     config = base / ".config"
-    config.write_text("".join(line for line in config.read_text().splitlines(True) if "UPDATE_CERT" not in line))
+    config.write_text("".join(line for line in config.read_text().splitlines(True) if symbol not in line))
     (base / "images/bzImage").write_bytes(bytes(4096))
     subprocess.run(["mkfs.erofs", base / "images/rootfs.erofs", probe_rootfs], check=True, capture_output=True)
     done = subprocess.run([BUILDROOT / "board/ipe/post-image.sh", base / "images"], capture_output=True, text=True, env=environment)
     assert done.returncode != 0
-    assert "BR2_IPE_UPDATE_CERT is not set" in done.stderr
+    assert f"BR2_IPE_{symbol} is not set" in done.stderr
     assert not (base / "images/ipe.raw").exists()

@@ -206,12 +206,15 @@ FATALS = (
 )
 WITH_UKI = {"IMAGE_CLASSES": "ipe-image ipe-uki ipe-disk", "IPE_UKI_STUB": "${DEPLOY_DIR_IMAGE}/bzImage"}
 WITH_UPDATES = {"IPE_SLOTS": "1", "IPE_UPDATE_FORMATS": "swupdate"}
+WITH_POLICIES = {"IMAGE_CLASSES": "ipe-image ipe-update-policy", "IPE_UPDATE_OLD_ROOTHASH": "sha256:00", "IPE_UPDATE_LEDGER": "/nowhere"}
 BY_CLASS = (
     ("IPE_UKI_STUB", "/nowhere.stub", "do_ipe_uki", WITH_UKI, "IPE_UKI_STUB names '/nowhere.stub'"),
     ("IPE_SECUREBOOT_CERT", "/nowhere.pem", "do_ipe_uki", {**WITH_UKI, "IPE_SECUREBOOT_KEY": "file:k"}, "IPE_SECUREBOOT_CERT names"),
     ("IPE_SECUREBOOT_KEY", "", "do_ipe_uki", {**WITH_UKI, "IPE_SECUREBOOT_CERT": "/nowhere.pem"}, "IPE_SECUREBOOT_KEY is not set"),
     ("IPE_UPDATE_KEY", "", "do_ipe_update", WITH_UPDATES, "IPE_UPDATE_KEY is not set"),
     ("IPE_UPDATE_CERT", "/nowhere", "do_ipe_update", {**WITH_UPDATES, "IPE_UPDATE_KEY": "file:k"}, "IPE_UPDATE_CERT names '/nowhere'"),
+    ("IPE_UPDATE_OLD_ROOTHASH", "", "do_ipe_update_policy", WITH_POLICIES, "IPE_UPDATE_OLD_ROOTHASH is not set"),
+    ("IPE_UPDATE_LEDGER", "/nowhere", "do_ipe_update_policy", WITH_POLICIES, "IPE_UPDATE_LEDGER names '/nowhere'"),
     ("IPE_UNSEALED_KERNEL", "/nowhere", "do_ipe_seal", {"IPE_SEALED": "1"}, "IPE_UNSEALED_KERNEL names '/nowhere'"),
     ("IPE_EVIDENCE_POLICY", "/nowhere.pol", "do_ipe_evidence", {}, "IPE_EVIDENCE_POLICY names '/nowhere.pol'"),
 )
@@ -242,11 +245,12 @@ def test_missing_value_fails_with_the_variables_name(build_folder, need, tmp_pat
     assert message in answer.fatal
 
 
-EVERYTHING = "ipe-image ipe-uki ipe-disk ipe-audit ipe-attest ipe-evidence"
+EVERYTHING = "ipe-image ipe-uki ipe-disk ipe-audit ipe-attest ipe-evidence ipe-update-policy"
 WRONG = (
     ("small-image", "IPE_ROOT_FILESYSTEM", "squashfs", "IPE_ROOT_FILESYSTEM is squashfs, and IMAGE_FSTYPES has no squashfs.verity"),
     ("small-image", "IPE_ROOT_FILESYSTEM", "btrfs", "wanted erofs|squashfs|ext4"),
     ("small-image", "IPE_SEALED", "yes", "wanted 0|1"),
+    ("small-image", "IPE_SEALED", "1", "a sealed image has no signed policy"),
     ("linux-yocto", "IPE_SEALED", "true", "wanted 0|1"),
     ("small-image", "IPE_SLOTS", "2", "wanted 0|1"),
     ("small-image", "IPE_VERITY_HASH", "md5", "wanted sha"),
@@ -279,7 +283,9 @@ def test_every_task_behind_the_image_comes_from_sstate_where_it_can(build_folder
         "tasks"
     ]
     ours = {name for name in tasks if name.startswith("do_ipe_") and not name.endswith("_setscene")}
-    assert ours == {f"do_ipe_{one}" for one in ("sign", "uki", "disk", "wic", "audit", "measure", "attest", "evidence", "update")}
+    assert ours == {
+        f"do_ipe_{one}" for one in ("sign", "uki", "disk", "wic", "audit", "measure", "attest", "evidence", "update", "update_policy")
+    }
     assert {f"{name}_setscene" for name in ours} <= tasks.keys()
 
 

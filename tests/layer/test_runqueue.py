@@ -28,6 +28,7 @@ SIGN = {"small-image:do_ipe_sign"}
 ROOT = {"small-image:do_rootfs", "small-image:do_image_erofs", "small-image:do_image_complete"}
 POLICY = {"ipe-policy:do_compile", "ipe-policy:do_deploy"}
 UPDATE = {"small-image:do_ipe_update"}
+UPDATE_POLICY = {"small-image:do_ipe_update_policy"}
 INITRAMFS = {"ipe-initramfs:do_compile", "ipe-initramfs:do_deploy"}
 UNSHARED = "do_configure", "do_compile", "do_install"
 """Tasks that OE-core too leaves out of sstate: on a new builder they run for each recipe that something else makes run."""
@@ -322,6 +323,31 @@ def test_slots_bring_their_files_into_the_root_and_make_the_updates(second, test
     assert again.ran == UPDATE and b'version = "2"' in (update / "sw-description").read_bytes()
     wrong = builder.with_settings(IPE_UPDATE_FORMATS="zip").bitbake("small-image")
     assert not wrong.ok and "IPE_UPDATE_FORMATS is 'zip'; wanted" in wrong.output
+
+
+def test_policies_of_an_update_name_the_old_root_and_the_new_one_and_rise_above_the_ledger(first_builder, second, tmp_path) -> None:
+    ledger, old = tmp_path / "ledger.json", tmp_path / "old.roothash"
+    ledger.write_text(json.dumps({"format": 1, "policies": {"ipe-policy": [{"version": "4.0.0", "sha256": "ab" * 32}]}}))
+    old.write_text("0" * 64 + "\n")
+    settings = {"IMAGE_CLASSES__append": " ipe-update-policy", "IPE_UPDATE_LEDGER": str(ledger), "IPE_UPDATE_OLD_ROOTHASH": str(old)}
+    builder = second.with_settings(**settings)
+    assert builder.built("small-image").ran == UPDATE_POLICY
+    new = (builder.deploy / "small-image-small.erofs.roothash").read_text().strip()
+    folder = builder.deploy / "small-image-small.policies"
+
+    def roots(state: str) -> tuple[str, set[str]]:
+        text = (folder / state / "ipe-policy.pol").read_text()
+        assert (folder / state / "ipe-policy.p7b").stat().st_size > len(text)
+        return re.findall(r"policy_version=(\S+)", text)[0], set(re.findall(r"dmverity_roothash=sha256:(\w+)", text))
+
+    assert roots("in-flight") == ("4.0.1", {"0" * 64, new}) and roots("final") == ("4.0.2", {new})
+    assert '"4.0.2"' in (builder.deploy / "small-image-small.policies.json").read_text() and "4.0.1" not in ledger.read_text()
+    # Another image in the field, another ledger: the policies again, and nothing else; the same of both: nothing.
+    assert builder.built("small-image").tasks == ()
+    old.write_text("1" * 64 + "\n")
+    assert builder.built("small-image").ran == UPDATE_POLICY and roots("in-flight") == ("4.0.1", {"1" * 64, new})
+    ledger.write_text(ledger.read_text().replace("4.0.0", "7.0.0"))
+    assert builder.built("small-image").ran == UPDATE_POLICY and roots("final")[0] == "7.0.2"
 
 
 def test_flash_files_lie_beside_the_disk(first_builder) -> None:

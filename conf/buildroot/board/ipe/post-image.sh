@@ -1,7 +1,7 @@
 #!/bin/sh
 # BR2_ROOTFS_POST_IMAGE_SCRIPT: root hash, signatures, device policy,
-# initramfs, disk image, audit, flash files, updates. Result: images/ipe.raw and
-# its parts.
+# initramfs, disk image, audit, flash files, updates and their policies. Result:
+# images/ipe.raw and its parts.
 set -eu
 # shellcheck source=/dev/null
 . "$(dirname "$0")/common.sh"
@@ -30,6 +30,9 @@ policy_cert=$(cert policy)
 update_key=$(br2 UPDATE_KEY)
 update_cert=
 [ -z "$update_key" ] || update_cert=$(need UPDATE_CERT)
+old_roots=$(br2 UPDATE_OLD_ROOTHASH)
+ledger=
+[ -z "$old_roots" ] || ledger=$(need UPDATE_LEDGER)
 [ -f "$IPE_WORK/linux-dir" ] || fail "$IPE_WORK/kernel.config is not in BR2_LINUX_KERNEL_CONFIG_FRAGMENT_FILES"
 config="$(cat "$IPE_WORK/linux-dir")/.config"
 ipe_build kernel check "$config" --feature ipe --feature dm-verity-signature --feature "$filesystem"
@@ -86,4 +89,14 @@ if [ "$(br2 SLOTS)" = y ]; then
 	done
 	# shellcheck disable=SC2046 # words
 	ipe_build update make "$images/ipe.raw" $(update_words) "$@" -o "$images/ipe" --force
+fi
+
+if [ -n "$old_roots" ]; then
+	cp "$ledger" "$images/ipe.policies.json"
+	set --
+	for old in $old_roots; do
+		set -- "$@" --old "$old"
+	done
+	ipe_build update policy "$@" --new "$root.roothash" --ledger "$images/ipe.policies.json" --name "$(br2 UPDATE_POLICY_NAME ipe-policy)" \
+		--key "$policy_key" --cert "$policy_cert" -o "$images/ipe.policies" --force
 fi
