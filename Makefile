@@ -15,7 +15,7 @@ demo: deps-demo $(VENV)/.installed
 	$(VENV)/bin/ipe-build build -c conf/demo.toml -o build/demo
 
 test: deps $(VENV)/.installed
-	$(VENV)/bin/python -m pytest -n $(JOBS) $(PYTEST_ARGS)
+	$(VENV)/bin/python -m pytest -n $(JOBS) --dist worksteal $(PYTEST_ARGS)
 
 lint: $(VENV)/.installed
 	$(VENV)/bin/ruff check .
