@@ -33,6 +33,7 @@ def in_workers(pieces: Sequence[int], work: Callable[[int], Result], workers: in
     """
     numbers = os.memfd_create("pieces")  # its position is common to all workers
     started: dict[Connection, ForkProcess] = {}
+    finished = False
     try:
         os.pwrite(numbers, array("I", pieces).tobytes(), 0)
         gc.freeze()  # what workers inherit is shared with them as long as nobody writes to it
@@ -44,18 +45,21 @@ def in_workers(pieces: Sequence[int], work: Callable[[int], Result], workers: in
         finally:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOPPING)
         yield from _results(started)
-    except BaseException:
-        os.ftruncate(numbers, 0)
-        for process in started.values():
-            with suppress(ProcessLookupError):
-                os.kill(process.pid or 0, signal.SIGUSR1)  # none goes on to its next module
-        raise
+        finished = True
     finally:
-        gc.unfreeze()
-        os.close(numbers)
-        for reader, process in started.items():
-            reader.close()
-            process.join()
+        signal.pthread_sigmask(signal.SIG_BLOCK, _STOPPING)  # a second Ctrl-C waits until nobody works any more
+        try:
+            os.ftruncate(numbers, 0)
+            os.close(numbers)
+            for process in () if finished else started.values():
+                with suppress(ProcessLookupError):
+                    os.kill(process.pid or 0, signal.SIGUSR1)  # none goes on to its next module
+            for reader, process in started.items():
+                reader.close()
+                process.join()
+            gc.unfreeze()
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOPPING)
 
 
 def _start(numbers: int, work: Callable[[int], Result]) -> tuple[Connection, ForkProcess]:
