@@ -46,7 +46,7 @@ VERBS: tuple[Verb, ...] = (
     Verb("fsverity", "fsverity", "fs-verity digests, signatures and manifests"),
     Verb("sign", "sign", "sign what the device checks: policies, root hashes, fs-verity digests, EFI programs; here or elsewhere"),
     Verb("ima", "ima", "IMA and EVM: sign the files of a root filesystem, verify them, IMA policies"),
-    Verb("policy", "policy", "IPE policies: check, evaluate, render, diff, record, learn"),
+    Verb("policy", "policy", "IPE policies: check, evaluate, render, make, diff, record, learn"),
     Verb("kernel", "kernel", "kernels: configuration, build, inspection, sealing"),
     Verb("modules", "modules", "sign and verify kernel modules"),
     Verb("root", "root", "make an image a signed verity root: hash tree, root hash, signature, sidecars"),
