@@ -10,9 +10,10 @@ import gc
 import multiprocessing
 import os
 import signal
+import threading
 from array import array
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkProcess
 from typing import TypeVar
@@ -37,18 +38,14 @@ def in_workers(pieces: Sequence[int], work: Callable[[int], Result], workers: in
     try:
         os.pwrite(numbers, array("I", pieces).tobytes(), 0)
         gc.freeze()  # what workers inherit is shared with them as long as nobody writes to it
-        signal.pthread_sigmask(signal.SIG_BLOCK, _STOPPING)  # what arrives in the middle of a fork would be lost
-        try:
+        with _stopping_later():  # what arrives in the middle of a fork would be lost
             for _ in range(workers):
                 reader, process = _start(numbers, work)
                 started[reader] = process
-        finally:
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOPPING)
         yield from _results(started)
         finished = True
     finally:
-        signal.pthread_sigmask(signal.SIG_BLOCK, _STOPPING)  # a second Ctrl-C waits until nobody works any more
-        try:
+        with _stopping_later():  # a second Ctrl-C waits until nobody works any more
             os.ftruncate(numbers, 0)
             os.close(numbers)
             for process in () if finished else started.values():
@@ -58,8 +55,23 @@ def in_workers(pieces: Sequence[int], work: Callable[[int], Result], workers: in
                 reader.close()
                 process.join()
             gc.unfreeze()
-        finally:
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOPPING)
+
+
+@contextmanager
+def _stopping_later() -> Iterator[None]:
+    """Lets Ctrl-C and the like wait for the end of the block. By handlers: a masked signal goes to another thread, if there is one."""
+    if threading.current_thread() is not threading.main_thread():  # none is handled here
+        yield
+        return
+    arrived: list[int] = []
+    before = {number: signal.signal(number, lambda got, _frame: arrived.append(got)) for number in _STOPPING}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+        if arrived:
+            signal.raise_signal(arrived[0])
 
 
 def _start(numbers: int, work: Callable[[int], Result]) -> tuple[Connection, ForkProcess]:
@@ -106,7 +118,6 @@ def _begin(parent: int) -> None:
     """Lets a worker end after its module, and not before, when the build is interrupted, when it fails, and when it is killed."""
     for number in _STOPPING:
         signal.signal(number, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOPPING)
     signal.signal(signal.SIGUSR1, lambda _number, _frame: finishing.leave())
     gc.disable()  # a worker ends before there is garbage worth the search
     libc = ctypes.CDLL(None)
