@@ -6,10 +6,10 @@ import argparse
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
-from uuid import NAMESPACE_URL, UUID, uuid5
+from uuid import NAMESPACE_URL, uuid5
 
 from ipe_build.cli import Outcome
-from ipe_build.cli.inputs import in_image, named
+from ipe_build.cli.inputs import in_image, named, uuid_of
 from ipe_build.cli.payloads import TRUSTED_HELP, target_of, target_options
 from ipe_build.errors import ExitStatus, InputError, UsageError
 from ipe_build.formats.dotconfig import parse_dotconfig
@@ -99,7 +99,7 @@ def _sign(arguments: argparse.Namespace, host: Host) -> Outcome:
         additions = (Entry.file(POLICY_PATH, load_ima_policy(arguments.policy)),)
     form = FilesystemRequest(
         arguments.source,
-        _uuid(arguments.uuid, host),
+        uuid_of(arguments.uuid) or uuid5(NAMESPACE_URL, f"ipe-build:filesystem:{host.source_date_epoch}"),
         FilesystemType(arguments.filesystem),
         arguments.compression,
         True if arguments.keep_owners else None,
@@ -115,14 +115,6 @@ def _sign(arguments: argparse.Namespace, host: Host) -> Outcome:
         "signer": signer.certificate.subject.rfc4514_string(),
     }
     return Outcome(value, f"{image.path}: {image.filesystem}, {image.signed} files signed by {value['signer']}")
-
-
-def _uuid(text: str | None, host: Host) -> UUID:
-    """Returns the UUID of the option, or the one that follows from SOURCE_DATE_EPOCH. Raises: UsageError."""
-    try:
-        return UUID(text) if text is not None else uuid5(NAMESPACE_URL, f"ipe-build:filesystem:{host.source_date_epoch}")
-    except ValueError:
-        raise UsageError(f"wanted a UUID, got {text!r}", where="--uuid") from None
 
 
 def _verify(arguments: argparse.Namespace, host: Host) -> Outcome:

@@ -6,12 +6,12 @@ import os
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
-from uuid import UUID
 
 from ipe_build.errors import InputError, IpeBuildError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+    from uuid import UUID
 
     from ipe_build.host import Host
 
@@ -45,6 +45,8 @@ def root_hash_of(text: str, where: str = "--root-hash") -> bytes:
 
 def uuid_of(text: str | None, where: str = "--uuid") -> UUID | None:
     """Returns the UUID of an option, None where it was not given. Raises: UsageError."""
+    from uuid import UUID  # a hash tree is quick enough for its import to count
+
     try:
         return UUID(text) if text is not None else None
     except ValueError:

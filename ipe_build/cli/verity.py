@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ipe_build.cli import Outcome
-from ipe_build.cli.inputs import root_hash_of
+from ipe_build.cli.inputs import root_hash_of, uuid_of
 from ipe_build.errors import ExitStatus, InputError, UsageError
 from ipe_build.integrity.verity import FecParameters, VerityParameters, VerityTree
 
@@ -156,23 +156,11 @@ def _hex(text: str, name: str) -> bytes:
         raise UsageError(f"wanted an even number of hex digits, got {text!r}", where=name) from None
 
 
-def _uuid(text: str | None) -> UUID | None:
-    """Returns the UUID of an option. Raises: UsageError."""
-    from uuid import UUID
-
-    if text is None:
-        return None
-    try:
-        return UUID(text)
-    except ValueError:
-        raise UsageError(f"wanted a UUID, got {text!r}", where="--uuid") from None
-
-
 def _format(arguments: argparse.Namespace, host: Host) -> Outcome:
     from ipe_build.integrity.verity import format_image
 
     hash_area = _hash_area(arguments)
-    parameters = _parameters(arguments, _salt(arguments.salt, host), _uuid(arguments.uuid))
+    parameters = _parameters(arguments, _salt(arguments.salt, host), uuid_of(arguments.uuid))
     more = [arguments.root_hash_file] if arguments.root_hash_file is not None else []
     with host.outputs(*more, force=arguments.force) as temporaries:
         tree = format_image(
