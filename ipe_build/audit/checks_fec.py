@@ -39,7 +39,7 @@ class _Area(NamedTuple):
 def error_correction(facts: ImageFacts, host: Host) -> Iterator[Outcome]:
     """Looks whether there is error correction (FEC) for the root, whether its parity fits, and whether anybody opens the root with it."""
     named = next((word.text for word in everybodys_words(facts) if any(one in word.text for one in _WORDS)), "")
-    config = facts.kernel.config if facts.kernel is not None else None
+    config = facts.kernel_config
     if named and config is not None and not config.enabled("DM_VERITY_FEC"):
         yield bad("command line", f"{named} wants error correction, and CONFIG_DM_VERITY_FEC is off: the kernel refuses such a volume")
     elif named and facts.initramfs_config() is not None:

@@ -23,7 +23,7 @@ def kexec_unsigned(facts: ImageFacts, host: Host) -> Iterator[Outcome]:
 
     Source: kernel/kexec.c (kexec_load_check), security/ipe/hooks.c (ipe_kernel_load_data).
     """
-    config = facts.kernel.config if facts.kernel is not None else None
+    config = facts.kernel_config
     if config is None:
         yield unknown("CONFIG_KEXEC", "the kernel does not carry its configuration (IKCONFIG)")
         return

@@ -102,7 +102,7 @@ def _value(config: DotConfig | None, symbol: str) -> str:
 
 def module_compression(facts: ImageFacts, host: Host) -> Iterator[Outcome]:
     """Looks whether compressed modules can be unpacked by the kernel: else they are loaded from a buffer, which no property allows."""
-    config = facts.kernel.config if facts.kernel is not None else None
+    config = facts.kernel_config
     if config is None or facts.files is None:
         yield unknown("compressed modules", "the kernel's configuration or the root filesystem could not be read")
         return
@@ -143,7 +143,7 @@ def ikconfig(kernel: KernelView) -> Iterator[Outcome]:
 
 def properties_enabled(facts: ImageFacts, host: Host) -> Iterator[Outcome]:
     """Looks whether every property that the image's policies use is built into the kernel: a rule with it never matches otherwise."""
-    config = facts.kernel.config if facts.kernel is not None else None
+    config = facts.kernel_config
     if config is None:
         yield unknown("properties", "the kernel does not carry its configuration (IKCONFIG)")
         return

@@ -278,7 +278,7 @@ def anonymous_memory(facts: ImageFacts, path: str, policy: Policy) -> Iterator[O
 
 def ima_certificate(facts: ImageFacts, host: Host) -> Iterator[Outcome]:
     """Looks whether the boot policy lets IMA load its certificate (CONFIG_IMA_X509_PATH): it fails silently otherwise."""
-    config = facts.kernel.config if facts.kernel is not None else None
+    config = facts.kernel_config
     boot = boot_policy_in(facts)
     if config is None or boot is None:
         yield unknown("IMA certificate", "the kernel's configuration or the boot policy could not be read")

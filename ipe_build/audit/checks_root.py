@@ -90,7 +90,7 @@ def refused_by_loader(module: ModuleView, facts: ImageFacts) -> bool:
     """Returns whether the kernel's module loader refuses a module. Source: kernel/module/signing.c (module_sig_check)."""
     if not module.errno or (module.forgiven and takes_unsigned_modules(facts)):
         return False
-    config = facts.kernel.config if facts.kernel is not None else None
+    config = facts.kernel_config
     return module.errno == "ENOEXEC" or config is None or config.enabled("MODULE_SIG")
 
 

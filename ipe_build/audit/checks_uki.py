@@ -66,7 +66,7 @@ def uki_credentials(facts: ImageFacts, host: Host) -> Iterator[Outcome]:
 
 def command_line_fixed(facts: ImageFacts, host: Host) -> Iterator[Outcome]:
     """Looks whether the kernel takes another command line than its own: without Secure Boot anybody at the console gives one."""
-    config = facts.kernel.config if facts.kernel is not None else None
+    config = facts.kernel_config
     if config is None:
         yield unknown("command line", "the kernel does not carry its configuration (IKCONFIG)")
     elif config.enabled("CMDLINE_OVERRIDE") or config.enabled("CMDLINE_FORCE"):

@@ -276,6 +276,11 @@ class ImageFacts:
             )
 
     @property
+    def kernel_config(self) -> DotConfig | None:
+        """Returns the configuration of the kernel that boots; None where there is no kernel, or it does not carry one."""
+        return self.kernel.config if self.kernel is not None else None
+
+    @property
     def entry_name(self) -> str:
         """Returns the name of the boot entry that this is seen from; "" when there is none."""
         return self.boot_entry.name if self.boot_entry is not None else ""
@@ -287,7 +292,7 @@ class ImageFacts:
         key = ("initramfs", id(self.initramfs))
         if key not in self.memo:
             # The entries are kept with their tree: their identity stays theirs as long as it is asked for.
-            self.memo[key] = (self.initramfs, FileTree.of(_of_member(one) for one in self.initramfs))
+            self.memo[key] = (self.initramfs, FileTree.of(file_of_member(one) for one in self.initramfs))
         _, tree = cast(tuple[object, FileTree], self.memo[key])
         return tree.find(path)
 
@@ -329,7 +334,7 @@ class ImageFacts:
         return None if found is None else found.settings
 
 
-def _of_member(one: CpioEntry) -> TreeFile:
+def file_of_member(one: CpioEntry) -> TreeFile:
     """Returns a member of an initramfs as a file of a tree."""
     target = one.data.decode("utf-8", "surrogateescape") if stat.S_ISLNK(one.mode) else ""
     return TreeFile(

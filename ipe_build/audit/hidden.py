@@ -18,7 +18,7 @@ def boot_config(facts: ImageFacts) -> str | None:
 
     One behind the initramfs comes before the kernel's own. Either counts only with `bootconfig` among the words, or forced.
     """
-    config = facts.kernel.config if facts.kernel is not None else None
+    config = facts.kernel_config
     asked = any(word.name == "bootconfig" for word in words_of(facts))
     behind = facts.archive is not None and facts.archive.boot_config is not None
     if config is None:
@@ -36,7 +36,7 @@ def own_initramfs(facts: ImageFacts) -> str | None:
 
     It is unpacked first: files of the other replace its files, those that are only in it stay.
     """
-    config = facts.kernel.config if facts.kernel is not None else None
+    config = facts.kernel_config
     if config is None:
         return None
     return (config.text("INITRAMFS_SOURCE") or "") if config.enabled("BLK_DEV_INITRD") else ""

@@ -32,7 +32,7 @@ def of_config(symbols: str, fine: Callable[[DotConfig], bool], when_fine: str, w
     """Returns a check of the kernel's configuration; unknown where the kernel does not carry it."""
 
     def look(facts: ImageFacts, host: Host) -> Iterator[Outcome]:
-        config = facts.kernel.config if facts.kernel is not None else None
+        config = facts.kernel_config
         if config is None:
             yield unknown(symbols, "the kernel does not carry its configuration (IKCONFIG)")
         elif fine(config):

@@ -11,7 +11,7 @@ _PAGES = {"ARM64_16K_PAGES": 16384, "ARM64_64K_PAGES": 65536}
 
 def page_bytes(facts: ImageFacts) -> int:
     """Returns the size of the kernel's pages: dm-verity takes no larger data blocks."""
-    config = facts.kernel.config if facts.kernel is not None else None
+    config = facts.kernel_config
     return next((size for symbol, size in _PAGES.items() if config is not None and config.enabled(symbol)), 4096)
 
 

@@ -52,7 +52,7 @@ def takes_unsigned_modules(facts: ImageFacts) -> bool:
 
     Source: kernel/module/signing.c (module_sig_check): no signature and an unknown key are passed on unless signatures are forced.
     """
-    config = facts.kernel.config if facts.kernel is not None else None
+    config = facts.kernel_config
     if config is None or not config.enabled("MODULES") or config.enabled("MODULE_SIG_FORCE"):
         return False
     wanted = any(word.name == "module.sig_enforce" and kernel_bool(word.value or "1") for word in words_of(facts))
@@ -61,5 +61,5 @@ def takes_unsigned_modules(facts: ImageFacts) -> bool:
 
 def enabled_in(facts: ImageFacts) -> Enabled:
     """Returns which Kconfig symbols are on in the image's kernel; all, where it does not say."""
-    config = facts.kernel.config if facts.kernel is not None else None
+    config = facts.kernel_config
     return config.enabled if config is not None else all_enabled

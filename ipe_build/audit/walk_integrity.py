@@ -6,11 +6,9 @@ Sources: our image/guest/integrity.c; Linux security/integrity/digsig.c (integri
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
 from uuid import UUID
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
 
 from ipe_build.audit.facts import ImageFacts, KernelView, Region
 from ipe_build.audit.policies import boot_policy_in
@@ -22,9 +20,7 @@ from ipe_build.policy.ima_rules import all_on, check_policy
 from ipe_build.policy.model import Policy
 from ipe_build.policy.properties import Operation
 from ipe_build.signing.loading import parse_certificates
-
-if TYPE_CHECKING:
-    from ipe_build.formats.dotconfig import DotConfig
+from ipe_build.signing.verify import issued_by
 
 _KEYRINGS = {".ima": ("IMA_LOAD_X509", "IMA_X509_PATH"), ".evm": ("EVM_LOAD_X509", "EVM_X509_PATH")}
 _SEALED_BY = {"tpm": "TRUSTED_KEYS_TPM", "tee": "TRUSTED_KEYS_TEE"}
@@ -44,13 +40,9 @@ def integrity_set_up(facts: ImageFacts, active: Policy | None) -> Step:
     return ON
 
 
-def _config(facts: ImageFacts) -> DotConfig | None:
-    return facts.kernel.config if facts.kernel is not None else None
-
-
 def _keyring(facts: ImageFacts, name: str) -> Step:
     """The kernel has put the certificate of the initramfs into a keyring, or ipe-init ends the boot."""
-    config, row = _config(facts), _KEYRINGS.get(name)
+    config, row = facts.kernel_config, _KEYRINGS.get(name)
     if config is None or row is None or facts.kernel is None:
         return unforeseen(f"whether the keyring {name} gets a key is not foreseen")
     loads, place = row
@@ -73,17 +65,7 @@ def _keyring(facts: ImageFacts, name: str) -> Step:
 
 def _vouches(kernel: KernelView, certificate: x509.Certificate) -> bool:
     """Returns whether one of the kernel's own certificates is this one, or issued it."""
-    for known in kernel.certificates:
-        if known in kernel.enrolled:
-            continue
-        if known == certificate:
-            return True
-        try:
-            certificate.verify_directly_issued_by(known)
-        except (ValueError, TypeError, InvalidSignature):
-            continue
-        return True
-    return False
+    return any(known == certificate or issued_by(certificate, known) for known in kernel.certificates if known not in kernel.enrolled)
 
 
 def _evm_key(facts: ImageFacts) -> Step:
@@ -91,7 +73,7 @@ def _evm_key(facts: ImageFacts) -> Step:
     wanted = setting_of(facts, "evm_key")
     if not wanted:
         return ON
-    config = _config(facts)
+    config = facts.kernel_config
     for symbol in ("EVM", "ENCRYPTED_KEYS", _SEALED_BY.get(setting_of(facts, "trusted_source", "tpm"), "")):
         if config is not None and symbol and not config.enabled(symbol):
             return ends(f"EVM's key is not loaded: CONFIG_{symbol} is off")
@@ -110,7 +92,7 @@ def _ima_policy(facts: ImageFacts, active: Policy | None) -> Step:
     place = setting_of(facts, "ima_policy")
     if not place:
         return ON
-    config, inside = _config(facts), place.startswith("initramfs:")
+    config, inside = facts.kernel_config, place.startswith("initramfs:")
     path = place.removeprefix("initramfs:").lstrip("/")
     found = facts.find_in_initramfs(path) if inside else facts.files.tree.find(path) if facts.files is not None else None
     if found is None or not found.is_file:

@@ -87,7 +87,7 @@ def _foreign(facts: ImageFacts, head: bytes) -> str:
     machine = (head[4], int.from_bytes(head[18:20], "big" if head[5] == 2 else "little"))
     if row is None or (machine == row.native and head[5] == 1):
         return ""
-    config = facts.kernel.config if facts.kernel is not None else None
+    config = facts.kernel_config
     if machine == row.compatible and (config is None or config.enabled(row.symbol)):
         return ""
     return f"is for another processor (ELF class {machine[0]}, machine {machine[1]})"

@@ -5,19 +5,16 @@ The audit's readers read it, so a policy is judged by the files, and the facts, 
 
 from __future__ import annotations
 
-import stat
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ipe_build.audit.facts import Region
-from ipe_build.audit.file_tree import FileTree, TreeFile
+from ipe_build.audit.facts import Region, file_of_member
+from ipe_build.audit.file_tree import FileTree
 from ipe_build.errors import InputError
 from ipe_build.examine.filesystem import folder_tree, read_tree
 from ipe_build.examine.inputs import MAX_BOOT_FILE_BYTES, Inputs, Kind, kind_of
 from ipe_build.examine.root import root_of_disk, superblock_of, survey_of
-from ipe_build.formats.cpio import CpioEntry
 from ipe_build.formats.filesystem import HEAD_BYTES, filesystem_kind
 from ipe_build.formats.initramfs import unpack_initramfs
 from ipe_build.formats.verity_sig import parse_verity_signature
@@ -81,16 +78,7 @@ def _initramfs(image: Path) -> FileTree:
     unpacked = unpack_initramfs(image.read_bytes())
     if unpacked.error:
         raise InputError(f"the initramfs cannot be unpacked: {unpacked.error}", where=str(image))
-    return FileTree.of(map(_member, unpacked.entries))
-
-
-def _member(entry: CpioEntry) -> TreeFile:
-    size = len(entry.data) if stat.S_ISREG(entry.mode) else 0
-    return TreeFile(entry.path, entry.mode, size, read_at=partial(_part, entry.data))
-
-
-def _part(data: bytes, offset: int, length: int) -> bytes:
-    return data[offset : offset + length]
+    return FileTree.of(map(file_of_member, unpacked.entries))
 
 
 def _root(disk: Disk, host: Host) -> tuple[Region, Facts]:

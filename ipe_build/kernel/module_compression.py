@@ -105,7 +105,7 @@ def unpack(data: bytes, where: str) -> tuple[bytes, Compression]:
     """
     if data.startswith(_ELF):
         return data, COMPRESSIONS[0]
-    for row in COMPRESSIONS:
+    for row in COMPRESSIONS[1:]:
         if data.startswith(row.magic):
             break
     else:
