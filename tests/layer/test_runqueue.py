@@ -13,6 +13,7 @@ import re
 import shutil
 import signal
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -65,6 +66,8 @@ def test_process_that_outlives_a_run_would_be_found(tmp_path) -> None:
     for words, folder in ((["sleep", "60"], tmp_path), (["sh", "-c", "sleep 60; :", str(tmp_path)], Path("/"))):
         with subprocess.Popen(words, cwd=folder, start_new_session=True) as process:
             try:
+                while not Path(f"/proc/{process.pid}/cmdline").read_bytes():  # in the middle of its exec it has no words yet
+                    time.sleep(0.01)
                 assert process.pid in processes_of(tmp_path)
                 with pytest.raises(AssertionError, match="left over by a run"):
                     wait_for_processes_of(tmp_path, 0.2)
